@@ -1,0 +1,96 @@
+//! One instruction's bytes, by value.
+
+use core::{fmt, ops::Deref};
+
+/// The longest x86 instruction, in bytes (SDM volume 2, section 2.3.11).
+pub const MAX_INSN_BYTES: usize = 15;
+
+/// Up to [`MAX_INSN_BYTES`] bytes of machine code, stored in place so that trap handlers may carry it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct InsnBytes {
+    bytes: [u8; MAX_INSN_BYTES],
+    len: u8,
+}
+
+impl InsnBytes {
+    /// Copies `bytes`.
+    ///
+    /// # Panics
+    /// If there are more than [`MAX_INSN_BYTES`].
+    #[inline]
+    pub fn new(bytes: &[u8]) -> Self {
+        let mut copy = Self { bytes: [0; MAX_INSN_BYTES], len: 0 };
+        copy.bytes[..bytes.len()].copy_from_slice(bytes);
+        #[expect(clippy::cast_possible_truncation, reason = "the copy above bounds the length by 15")]
+        {
+            copy.len = bytes.len() as u8;
+        }
+        copy
+    }
+
+    /// The one byte.
+    #[inline]
+    pub const fn one(byte: u8) -> Self {
+        let mut bytes = [0; MAX_INSN_BYTES];
+        bytes[0] = byte;
+        Self { bytes, len: 1 }
+    }
+
+    /// The first byte by itself; nothing of nothing. Pokes ask for it at every site, so it copies a fixed number of bytes.
+    #[must_use]
+    #[inline]
+    pub fn head(&self) -> Self {
+        Self { len: self.len.min(1), ..Self::one(self.bytes[0]) }
+    }
+
+    /// Everything but the first byte.
+    #[must_use]
+    #[inline]
+    pub fn tail(&self) -> Self {
+        let mut bytes = [0; MAX_INSN_BYTES];
+        // What lies behind the length is zero, so a copy of fixed size does.
+        bytes[..MAX_INSN_BYTES - 1].copy_from_slice(&self.bytes[1..]);
+        Self { bytes, len: self.len.saturating_sub(1) }
+    }
+}
+
+impl Deref for InsnBytes {
+    type Target = [u8];
+
+    #[inline]
+    fn deref(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.len)]
+    }
+}
+
+impl fmt::Debug for InsnBytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl fmt::Display for InsnBytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, byte) in self.iter().enumerate() {
+            let space = if index == 0 { "" } else { " " };
+            write!(f, "{space}{byte:02x}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn head_and_tail_are_the_bytes_split_behind_the_first() {
+        for len in 0..=MAX_INSN_BYTES {
+            let all: [u8; MAX_INSN_BYTES] = core::array::from_fn(|index| u8::try_from(index + 1).unwrap());
+            let insn = InsnBytes::new(&all[..len]);
+            let split = len.min(1);
+            assert_eq!(insn.head(), InsnBytes::new(&all[..split]), "{len}");
+            assert_eq!(insn.tail(), InsnBytes::new(&all[split..len]), "{len}");
+        }
+    }
+}
