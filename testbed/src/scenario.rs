@@ -1,0 +1,257 @@
+//! The runs: each strategy, with sites that arrive and leave (nop to call, call to nop) or change (call to call), one by one or all in one
+//! batch, with and without NMI storms.
+//!
+//! Owns [`run_all`]. One CPU pokes, the others call; a run ends with every thread parked, is summed up, and printed as one line of JSON for each
+//! kind of context. Invariant: what is printed is exact. Nothing is sampled.
+
+use alloc::{format, vec::Vec};
+use core::sync::atomic::Ordering;
+
+use trapline_engine::{
+    Addr, Callback, Engine, Filter, Mode, OpsFlags, OpsId, OpsSpec, SiteSpec,
+    insn::{self, InsnBytes, encode},
+    trap::Resume,
+};
+
+use crate::{
+    cpu,
+    host::KernelHost,
+    options::Options,
+    paging, say,
+    thread::{self, IRQ, KINDS, NMI, NORMAL, SOFTIRQ, Thread},
+    trap::{self, SETTINGS},
+    workload::{self, CHANGING, RUNNING, SPAN, TRACED, Tally, UNTRACED},
+};
+
+type KernelEngine = Engine<KernelHost>;
+
+/// How a breakpoint gets the return address to its place.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Strategy {
+    name: &'static str,
+    resume: Resume,
+    per_cpu: bool,
+}
+
+const STRATEGIES: [Strategy; 5] = [
+    Strategy { name: "slots", resume: Resume::Slots, per_cpu: false },
+    Strategy { name: "percpu", resume: Resume::Slots, per_cpu: true },
+    Strategy { name: "gap", resume: Resume::Push, per_cpu: false },
+    Strategy { name: "r11", resume: Resume::R11, per_cpu: false },
+    Strategy { name: "skip", resume: Resume::Skip, per_cpu: false },
+];
+
+/// What a run pokes, how often.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    strategy: Strategy,
+    /// call to call: the first ops stays attached while the second comes and goes. Else the first comes and goes.
+    call_to_call: bool,
+    /// Sites of each batch: the first ones.
+    sites: usize,
+    /// Batches.
+    pokes: usize,
+    nmis: usize,
+}
+
+/// Rewrites every entry into the one instruction that the engine expects, and checks that there is one for each function. Before the other CPUs
+/// start: on i386 the compiler leaves several short nops, between which nobody may stand.
+pub fn prepare_sites() {
+    unsafe extern "C" {
+        static sites_start: usize;
+        static sites_end: usize;
+    }
+    let start = &raw const sites_start;
+    let count = ((&raw const sites_end).addr() - start.addr()) / size_of::<usize>();
+    // SAFETY: the linker script puts the compiler's list of addresses there.
+    let entries = unsafe { core::slice::from_raw_parts(start, count) };
+    for entry in entries {
+        let found: [u8; insn::CALL_BYTES] = core::array::from_fn(|index| paging::text_byte(entry + index));
+        let nops: usize = insn::leading_nops(Mode::NATIVE, &found).sum();
+        assert!(nops == insn::CALL_BYTES, "no nops at {entry:#x}: {found:02x?}");
+        paging::write_text(*entry, &encode::nop(insn::CALL_BYTES));
+    }
+    for index in 0..traced::COUNT {
+        let function = traced::function(index) as usize;
+        assert!(entries.contains(&function), "function {index} has no site");
+    }
+    say!("{{\"event\":\"sites\",\"count\":{count}}}");
+}
+
+fn site_specs() -> Vec<SiteSpec> {
+    let nop: InsnBytes = encode::nop(insn::CALL_BYTES);
+    let spec =
+        |index| SiteSpec { address: address_of(index), name: format!("work_{index}").into(), original: nop, rest: nop };
+    (0..traced::COUNT).map(spec).collect()
+}
+
+fn address_of(index: usize) -> Addr {
+    Addr::new(traced::function(index) as usize as u64)
+}
+
+/// Whether every thread that was started waits.
+pub fn all_parked() -> bool {
+    // Acquire: pairs with the Release in `workload::run`.
+    started().all(|thread| thread.parked.load(Ordering::Acquire))
+}
+
+/// The threads that run the workload: all but the one that pokes.
+fn started() -> impl Iterator<Item = &'static Thread> {
+    thread::all()[1..=crate::worker_threads()].iter()
+}
+
+fn park() {
+    RUNNING.store(false, Ordering::Release);
+    while !all_parked() {
+        core::hint::spin_loop();
+    }
+}
+
+/// Runs everything that the options ask for.
+pub fn run_all(options: &Options) {
+    for strategy in STRATEGIES {
+        let asked_for = options.strategies.split(',').any(|name| name == strategy.name);
+        if !asked_for || (strategy.resume == Resume::R11 && Mode::NATIVE == Mode::Bits32) {
+            continue;
+        }
+        SETTINGS.set_resume(strategy.resume);
+        SETTINGS.per_cpu.store(strategy.per_cpu, Ordering::Relaxed);
+        SETTINGS.slot_limit.store(options.slot_limit, Ordering::Relaxed);
+        SETTINGS.iret_in_nmi.store(options.iret_in_nmi, Ordering::Relaxed);
+        SETTINGS.preempt_pending.store(options.preempt_pending, Ordering::Relaxed);
+        let mut engine = Engine::new(KernelHost::new(strategy.per_cpu), &trap::STATE, site_specs()).expect("an engine");
+        engine.host_mut().without_int3 = options.without_int3;
+        engine.host_mut().store_again = options.store_again;
+        SETTINGS.int3_trampoline.store(engine.int3_trampoline().value() as usize, Ordering::Relaxed);
+        for call_to_call in [false, true] {
+            for (sites, pokes) in [(1, options.single_pokes), (traced::COUNT, options.batches)] {
+                for nmis in [0, options.nmis] {
+                    let left_out = pokes == 0 || (nmis == 0 && options.only_storms && options.nmis > 0);
+                    if left_out || (nmis > 0) != (nmis == options.nmis && options.nmis > 0) {
+                        continue;
+                    }
+                    run_one(&mut engine, Run { strategy, call_to_call, sites, pokes, nmis });
+                }
+            }
+        }
+        engine.release().expect("the original bytes come back");
+    }
+}
+
+fn register(engine: &mut KernelEngine, name: &str, sites: usize, entry: usize, per_cpu: bool) -> OpsId {
+    let entry = Addr::new(entry as u64);
+    let clobbers = insn::clobbers(Mode::NATIVE, entry, &mut |at, bytes| {
+        for (byte, address) in bytes.iter_mut().zip(at.value() as usize..) {
+            *byte = paging::text_byte(address);
+        }
+        bytes.len()
+    });
+    let callback = Callback {
+        entry,
+        data: Addr::default(),
+        recursions: Addr::new((&raw const RECURSIONS).addr() as u64),
+        clobbers,
+    };
+    // The recursion guard belongs to what gs leads to; only a thread's stays the same under migration.
+    let flags = OpsFlags { recursion_safe: per_cpu, ..OpsFlags::default() };
+    let filter = if sites == 1 { Filter::address(address_of(0)) } else { Filter::all() };
+    engine.register(OpsSpec { name: name.into(), filter, flags, callback }).expect("an ops")
+}
+
+/// Calls that a guard left out. The callbacks call nothing that is traced, so there are none.
+static RECURSIONS: core::sync::atomic::AtomicUsize = core::sync::atomic::AtomicUsize::new(0);
+
+fn run_one(engine: &mut KernelEngine, run: Run) {
+    engine.host_mut().nmis = 0;
+    let per_cpu = run.strategy.per_cpu;
+    let first = register(engine, "first", run.sites, workload::first_callback as *const () as usize, per_cpu);
+    let second = register(engine, "second", run.sites, workload::second_callback as *const () as usize, per_cpu);
+    SPAN.store(run.sites, Ordering::Relaxed);
+    workload::enter_phase(UNTRACED);
+    if run.call_to_call {
+        engine.enable(first).expect("a first ops");
+        workload::enter_phase(TRACED);
+    }
+    for thread in started() {
+        thread.tallies.iter().for_each(Tally::clear);
+    }
+    let (migrations, carried) = (migrations(), carried());
+    RUNNING.store(true, Ordering::Release);
+    while calls() < 1000 {
+        core::hint::spin_loop();
+    }
+
+    engine.host_mut().nmis = run.nmis;
+    let (stats, syncs) = (engine.stats(), engine.host().syncs);
+    let begin = cpu::cycles();
+    let subject = if run.call_to_call { second } else { first };
+    for number in 0..run.pokes {
+        let attach = number % 2 == 0;
+        if !run.call_to_call {
+            workload::enter_phase(CHANGING);
+        }
+        if attach { engine.enable(subject) } else { engine.disable(subject) }.expect("a poke");
+        if !run.call_to_call {
+            workload::enter_phase(if attach { TRACED } else { UNTRACED });
+        }
+    }
+    let cycles = cpu::cycles() - begin;
+    let (pokes, syncs) = (engine.stats().pokes - stats.pokes, engine.host().syncs - syncs);
+    let batches = engine.stats().batches - stats.batches;
+    engine.host_mut().nmis = 0;
+    park();
+
+    let pending = started().map(|thread| thread.state.depth()).chain(cpu::all().iter().map(|cpu| cpu.state.depth()));
+    let run_line = format!(
+        "\"strategy\":\"{}\",\"poke\":\"{}\",\"sites\":{},\"nmi_storm\":{},\"batches\":{batches},\"pokes\":{pokes},\
+         \"syncs\":{syncs},\"cycles_per_poke\":{},\"migrations\":{},\"carried\":{},\"pending\":{},\"recursions\":{}",
+        run.strategy.name,
+        if run.call_to_call { "call-call" } else { "nop-call" },
+        run.sites,
+        run.nmis > 0,
+        cycles / pokes.max(1),
+        self::migrations() - migrations,
+        self::carried() - carried,
+        pending.sum::<usize>(),
+        RECURSIONS.load(Ordering::Relaxed),
+    );
+    for (name, kinds) in
+        [("normal", NORMAL..SOFTIRQ), ("softirq", SOFTIRQ..IRQ), ("irq", IRQ..NMI), ("nmi", NMI..KINDS)]
+    {
+        let sum = |count: fn(&Tally) -> usize| -> usize {
+            started().map(|thread| thread.tallies[kinds.clone()].iter().map(count).sum::<usize>()).sum()
+        };
+        let tallies = started().flat_map(|thread| &thread.tallies[kinds.clone()]);
+        let depth = tallies.map(|tally| tally.depth.value()).max().unwrap_or_default();
+        say!(
+            "{{\"event\":\"row\",{run_line},\"context\":\"{name}\",\"calls\":{},\"ops\":{},\"second_ops\":{},\"lost\":{},\
+             \"surplus\":{},\"wrong\":{},\"traps\":{},\"overflows\":{},\"rewinds\":{},\"skipped\":{},\"depth\":{depth}}}",
+            sum(|tally| tally.calls.value()),
+            sum(|tally| tally.first_ops.value()),
+            sum(|tally| tally.second_ops.value()),
+            sum(|tally| tally.lost.value()),
+            sum(|tally| tally.surplus.value()),
+            sum(|tally| tally.wrong.value()),
+            sum(|tally| tally.traps.value()),
+            sum(|tally| tally.overflows.value()),
+            sum(|tally| tally.rewinds.value()),
+            sum(|tally| tally.skipped.value()),
+        );
+    }
+    workload::enter_phase(UNTRACED);
+    engine.unregister(second).expect("no second ops");
+    engine.unregister(first).expect("no first ops");
+    assert!(engine.reclaim().len() == 2, "every thread is parked, so nothing is in use");
+}
+
+fn calls() -> usize {
+    started().flat_map(|thread| &thread.tallies).map(|tally| tally.calls.value()).sum()
+}
+
+fn migrations() -> usize {
+    started().map(|thread| thread.migrations.load(Ordering::Relaxed)).sum()
+}
+
+fn carried() -> usize {
+    started().map(|thread| thread.carried.load(Ordering::Relaxed)).sum()
+}
