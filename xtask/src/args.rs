@@ -1,0 +1,209 @@
+//! The command line: which verb, and what of it the user wants left out.
+//!
+//! Owns [`Verb`], [`Selection`] and the help text. Parsing is pure: the caller says whether this is CI, so that the rule
+//! "nothing is left out under CI" is a property of the parser, and no later code can forget it.
+
+/// What `cargo xtask help` prints.
+pub(crate) const HELP: &str = "\
+Usage: cargo xtask VERB
+
+  setup [--skip-i686]           make a Debian machine ready for `test`: install what is missing, as root;
+                                otherwise print the commands that would
+  test [--quick] [--skip-i686]  everything that must hold: lints, tests, models and stress, 64 and 32 bit
+  lint [--skip-i686]            formatting, clippy, documentation and the text rules
+  bench [ARGUMENTS]             the benchmarks; arguments go to `cargo bench`
+  kernel-test [OPTIONS]         the engine in a kernel of its own, in QEMU, 64 and 32 bit: --arch x86_64|i386,
+                                --accel tcg|kvm, --quick (fewer pokes), --json (one line a run)
+  help                          this text
+
+  --quick      leave out what needs a release build: models and stress
+  --skip-i686  leave out what needs a 32-bit compiler, target or kernel
+  Both are refused under CI=true.
+";
+
+/// A parsed command line.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Verb {
+    /// Print [`HELP`].
+    Help,
+    /// Install what the tests need.
+    Setup(Selection),
+    /// Run every step.
+    Test(Selection),
+    /// Run the steps that only read the source.
+    Lint(Selection),
+    /// Run the benchmarks with these arguments.
+    Bench(Vec<String>),
+    /// Run the testbed kernel.
+    KernelTest(KernelTest),
+}
+
+/// What of `kernel-test` the user asked for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct KernelTest {
+    /// Only this width.
+    pub(crate) arch: Option<Arch>,
+    /// Not what the machine is best at.
+    pub(crate) accelerator: Option<Accelerator>,
+    /// Fewer pokes.
+    pub(crate) quick: bool,
+    /// One line of JSON a run, and no tables.
+    pub(crate) json: bool,
+}
+
+/// A width of the testbed kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Arch {
+    /// 64 bit.
+    X86_64,
+    /// 32 bit.
+    I386,
+}
+
+impl Arch {
+    /// Both widths.
+    pub(crate) const ALL: [Self; 2] = [Self::X86_64, Self::I386];
+
+    /// As on the command line.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::X86_64 => "x86_64",
+            Self::I386 => "i386",
+        }
+    }
+}
+
+/// What runs the testbed's instructions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Accelerator {
+    /// QEMU's translator.
+    Tcg,
+    /// The processor.
+    Kvm,
+}
+
+/// What the user asked to leave out.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Selection {
+    /// Leave out whatever needs a release build.
+    pub(crate) quick: bool,
+    /// Leave out whatever needs 32-bit support.
+    pub(crate) skip_i686: bool,
+}
+
+/// Parses the arguments after the program's name.
+///
+/// # Errors
+/// A sentence for the user: an unknown verb or option, or an option that would leave something out under CI.
+pub(crate) fn parse(mut arguments: impl Iterator<Item = String>, under_ci: bool) -> Result<Verb, String> {
+    let Some(verb) = arguments.next() else {
+        return Err("no verb".to_owned());
+    };
+    match verb.as_str() {
+        "help" | "--help" | "-h" => Ok(Verb::Help),
+        "setup" => selection(arguments, &["--skip-i686"], under_ci).map(Verb::Setup),
+        "test" => selection(arguments, &["--quick", "--skip-i686"], under_ci).map(Verb::Test),
+        "lint" => selection(arguments, &["--skip-i686"], under_ci).map(Verb::Lint),
+        "bench" => Ok(Verb::Bench(arguments.collect())),
+        "kernel-test" => kernel_test(arguments).map(Verb::KernelTest),
+        unknown => Err(format!("unknown verb `{unknown}`")),
+    }
+}
+
+/// Parses the options of one verb, of which only those in `known` mean something.
+fn selection(arguments: impl Iterator<Item = String>, known: &[&str], under_ci: bool) -> Result<Selection, String> {
+    let mut selection = Selection::default();
+    for argument in arguments {
+        if !known.contains(&argument.as_str()) {
+            return Err(format!("unknown option `{argument}`"));
+        }
+        if under_ci {
+            return Err(format!("`{argument}` is refused under CI=true, where nothing is left out"));
+        }
+        match argument.as_str() {
+            "--quick" => selection.quick = true,
+            _ => selection.skip_i686 = true,
+        }
+    }
+    Ok(selection)
+}
+
+fn kernel_test(mut arguments: impl Iterator<Item = String>) -> Result<KernelTest, String> {
+    let mut asked = KernelTest::default();
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--quick" => asked.quick = true,
+            "--json" => asked.json = true,
+            "--arch" => {
+                let name = arguments.next().unwrap_or_default();
+                let arch = Arch::ALL.into_iter().find(|arch| arch.name() == name);
+                asked.arch = Some(arch.ok_or_else(|| format!("`--arch {name}` is neither x86_64 nor i386"))?);
+            }
+            "--accel" => match arguments.next().as_deref() {
+                Some("tcg") => asked.accelerator = Some(Accelerator::Tcg),
+                Some("kvm") => asked.accelerator = Some(Accelerator::Kvm),
+                other => return Err(format!("`--accel {}` is neither tcg nor kvm", other.unwrap_or_default())),
+            },
+            _ => return Err(format!("unknown option `{argument}`")),
+        }
+    }
+    Ok(asked)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse_line(line: &str, under_ci: bool) -> Result<Verb, String> {
+        parse(line.split_whitespace().map(str::to_owned), under_ci)
+    }
+
+    #[test]
+    fn each_verb_is_recognised() {
+        assert_eq!(parse_line("help", false), Ok(Verb::Help));
+        assert_eq!(parse_line("--help", false), Ok(Verb::Help));
+        assert_eq!(parse_line("setup", false), Ok(Verb::Setup(Selection::default())));
+        assert_eq!(parse_line("test", true), Ok(Verb::Test(Selection::default())));
+        assert_eq!(parse_line("lint", true), Ok(Verb::Lint(Selection::default())));
+    }
+
+    #[test]
+    fn options_of_test_combine_in_any_order() {
+        let both = Selection { quick: true, skip_i686: true };
+        assert_eq!(parse_line("test --quick --skip-i686", false), Ok(Verb::Test(both)));
+        assert_eq!(parse_line("test --skip-i686 --quick", false), Ok(Verb::Test(both)));
+    }
+
+    #[test]
+    fn nothing_may_be_left_out_under_ci() {
+        for line in ["test --skip-i686", "test --quick", "lint --skip-i686", "setup --skip-i686"] {
+            let refusal = parse_line(line, true).expect_err(line);
+            assert!(refusal.contains("refused under CI=true"), "{line}: {refusal}");
+            assert!(parse_line(line, false).is_ok(), "{line} is meant for a developer's machine");
+        }
+    }
+
+    #[test]
+    fn unknown_words_are_errors() {
+        assert_eq!(parse_line("", false), Err("no verb".to_owned()));
+        assert_eq!(parse_line("tset", false), Err("unknown verb `tset`".to_owned()));
+        assert_eq!(parse_line("test --fast", false), Err("unknown option `--fast`".to_owned()));
+        assert_eq!(parse_line("lint --quick", false), Err("unknown option `--quick`".to_owned()));
+    }
+
+    #[test]
+    fn kernel_test_takes_a_width_and_an_accelerator() {
+        let asked =
+            KernelTest { arch: Some(Arch::I386), accelerator: Some(Accelerator::Tcg), quick: true, json: false };
+        assert_eq!(parse_line("kernel-test --arch i386 --quick --accel tcg", true), Ok(Verb::KernelTest(asked)));
+        assert!(parse_line("kernel-test --arch arm", false).is_err());
+        assert!(parse_line("kernel-test --accel", false).is_err());
+        assert!(parse_line("kernel-test --fast", false).is_err());
+    }
+
+    #[test]
+    fn bench_hands_its_arguments_on_untouched() {
+        let words = ["--bench", "poke", "--", "--quick"].map(str::to_owned).to_vec();
+        assert_eq!(parse_line("bench --bench poke -- --quick", true), Ok(Verb::Bench(words)));
+    }
+}

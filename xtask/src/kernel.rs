@@ -1,0 +1,282 @@
+//! `kernel-test`: builds the testbed kernel for each width, runs it in QEMU, and judges what it prints.
+//!
+//! Owns the table of [`JOBS`] and the running of one; [`verdict`] judges. A job is one boot with one command line, within a time limit. Some
+//! leave something out on purpose, and pass only if that is noticed. Invariant: no QEMU outlives its job.
+
+mod verdict;
+
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::json;
+
+use self::verdict::{End, Must, Report};
+use crate::args::{Accelerator, Arch, KernelTest};
+use crate::{setup, workspace_root};
+
+const QEMU: &str = "qemu-system-x86_64";
+
+/// How often a job is run until all contexts have met, or slots have run out: that depends on when interrupts come. What must not happen
+/// must not happen in any of them.
+const ATTEMPTS: usize = 4;
+
+/// One boot of the kernel.
+struct Job {
+    name: &'static str,
+    must: Must,
+    /// The kernel's command line.
+    line: &'static str,
+    /// The same with `--quick`.
+    quick_line: &'static str,
+    /// Whether TCG translates one instruction at a time, so that interrupts come at every instruction boundary.
+    single_step: bool,
+    limit: Duration,
+}
+
+const JOBS: &[Job] = &[
+    Job {
+        name: "every strategy, every poke",
+        must: Must::Hold,
+        line: "strategies=slots,percpu,gap,r11,skip single=1500 batches=20 nmis=2",
+        quick_line: "strategies=slots,percpu,gap,r11,skip single=60 batches=5 nmis=2",
+        single_step: false,
+        limit: Duration::from_mins(30),
+    },
+    Job {
+        name: "interrupted at every instruction",
+        must: Must::ReachDepth,
+        line: "strategies=slots,percpu,gap,r11 single=300 batches=2 only-storms=1 nmis=10 ticks=100000",
+        quick_line: "strategies=slots single=100 batches=1 only-storms=1 nmis=12 ticks=100000",
+        single_step: true,
+        limit: Duration::from_mins(15),
+    },
+    Job {
+        name: "control: one slot only",
+        must: Must::Overflow,
+        line: "strategies=slots,percpu single=200 batches=4 slots=1",
+        quick_line: "strategies=slots single=40 batches=2 slots=1",
+        single_step: false,
+        limit: Duration::from_mins(5),
+    },
+    Job {
+        name: "control: IRET in NMI context",
+        must: Must::Overflow,
+        line: "strategies=slots single=200 batches=0 only-storms=1 nmis=12 iret=1",
+        quick_line: "strategies=slots single=60 batches=0 only-storms=1 nmis=12 iret=1",
+        single_step: true,
+        limit: Duration::from_mins(5),
+    },
+    Job {
+        name: "control: per-CPU slots, but preempted",
+        must: Must::Break,
+        line: "strategies=percpu single=400 batches=4 nmis=0 ticks=100000 preempt-pending=1",
+        quick_line: "strategies=percpu single=400 batches=4 nmis=0 ticks=100000 preempt-pending=1",
+        single_step: true,
+        limit: Duration::from_secs(30),
+    },
+    Job {
+        name: "control: a store to text itself",
+        must: Must::Break,
+        line: "strategies=slots single=1 batches=0 store-directly=1",
+        quick_line: "strategies=slots single=1 batches=0 store-directly=1",
+        single_step: false,
+        limit: Duration::from_secs(15),
+    },
+    Job {
+        name: "control: no int3 phase",
+        must: Must::Break,
+        line: "strategies=slots single=2000 batches=20 nmis=0 naive=1",
+        quick_line: "strategies=slots single=2000 batches=20 nmis=0 naive=1",
+        single_step: false,
+        limit: Duration::from_secs(15),
+    },
+];
+
+/// Carries out the verb.
+///
+/// # Errors
+/// QEMU or the build is not to be had. That something does not hold is not an error but the exit code.
+pub(crate) fn test(asked: KernelTest) -> Result<ExitCode> {
+    prepare()?;
+    let accelerator = accelerator(asked.accelerator)?;
+    let single_step = single_step_option()?;
+    let mut failed = Vec::new();
+    for arch in Arch::ALL.into_iter().filter(|arch| asked.arch.is_none_or(|only| only == *arch)) {
+        let kernel = build(arch)?;
+        for job in JOBS {
+            let line = if asked.quick { job.quick_line } else { job.line };
+            let started = Instant::now();
+            eprintln!("\n{}: {}", arch.name(), job.name);
+            let mut report = run(&kernel, job, line, accelerator, &single_step)?;
+            for _ in 1..ATTEMPTS {
+                if report.missed(job.must) {
+                    eprintln!("what is to be seen did not happen to come about; once more");
+                    report = run(&kernel, job, line, accelerator, &single_step)?;
+                }
+            }
+            let verdict = report.judge(job.must);
+            let seconds = started.elapsed().as_secs_f64();
+            if asked.json {
+                println!(
+                    "{}",
+                    json!({
+                        "version": 1, "arch": arch.name(), "job": job.name, "line": line, "seconds": seconds,
+                        "passed": verdict.is_ok(), "broke": report.breakage(), "rows": report.rows,
+                    })
+                );
+            } else {
+                println!("{}, {} sites: {}", arch.name(), report.sites, job.name);
+                match report.breakage() {
+                    Some(breakage) => println!("  the kernel: {breakage}"),
+                    None => print!("{}", report.table()),
+                }
+            }
+            match verdict {
+                Ok(()) => eprintln!("passed in {seconds:.1} s"),
+                Err(error) => {
+                    eprintln!("FAILED: {error:#}");
+                    for complaint in report.complaints.iter().take(20) {
+                        eprintln!("  {complaint}");
+                    }
+                    failed.push(format!("{}: {}", arch.name(), job.name));
+                }
+            }
+        }
+    }
+    if failed.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    eprintln!("\nfailed:\n  {}", failed.join("\n  "));
+    Ok(ExitCode::FAILURE)
+}
+
+/// Installs what is missing: QEMU, as root, and the sources of the standard library.
+fn prepare() -> Result<()> {
+    if version().is_err() {
+        let install = ["apt-get", "install", "--yes", "--no-install-recommends", "qemu-system-x86"];
+        ensure!(setup::is_root(), "QEMU is missing; install it:\n  sudo {}", install.join(" "));
+        let status = Command::new(install[0])
+            .args(&install[1..])
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .stdout(Stdio::null())
+            .status()
+            .context("installing QEMU")?;
+        ensure!(status.success(), "`{}` ended with {status}", install.join(" "));
+    }
+    let sysroot = Command::new("rustc").args(["--print", "sysroot"]).current_dir(workspace_root()).output()?;
+    let sysroot = PathBuf::from(String::from_utf8_lossy(&sysroot.stdout).trim());
+    if !sysroot.join("lib/rustlib/src/rust/library").exists() {
+        let status = Command::new("rustup")
+            .args(["component", "add", "rust-src"])
+            .current_dir(workspace_root())
+            .status()
+            .context("the standard library's sources are missing: `rustup component add rust-src`")?;
+        ensure!(status.success(), "`rustup component add rust-src` ended with {status}");
+    }
+    Ok(())
+}
+
+fn version() -> Result<String> {
+    let output = Command::new(QEMU).arg("--version").output().context("starting QEMU")?;
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// How this QEMU is told to translate one instruction at a time: an option of its own, since 8.1 a property of the accelerator.
+fn single_step_option() -> Result<Vec<&'static str>> {
+    let version = version()?;
+    let number = version.split_whitespace().skip_while(|word| *word != "version").nth(1);
+    let mut parts = number.unwrap_or_default().split('.').map_while(|part| part.parse::<u32>().ok());
+    let number = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    Ok(if number < (8, 1) {
+        vec!["-accel", "tcg,thread=multi", "-singlestep"]
+    } else {
+        vec!["-accel", "tcg,thread=multi,one-insn-per-tb=on"]
+    })
+}
+
+/// KVM where the machine has virtualisation of its own: a paravirtual /dev/kvm cannot run this kernel.
+fn accelerator(asked: Option<Accelerator>) -> Result<Accelerator> {
+    let flags = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let real = flags.split_whitespace().any(|flag| flag == "vmx" || flag == "svm") && Path::new("/dev/kvm").exists();
+    match asked {
+        Some(Accelerator::Kvm) if !real => {
+            bail!("this machine has no KVM of its own (flags vmx or svm, /dev/kvm): use --accel tcg")
+        }
+        Some(accelerator) => Ok(accelerator),
+        None if real => Ok(Accelerator::Kvm),
+        None => Ok(Accelerator::Tcg),
+    }
+}
+
+/// Builds the kernel and tells where it is.
+fn build(arch: Arch) -> Result<PathBuf> {
+    let root = workspace_root();
+    let targets = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), |folder| root.join(folder));
+    let targets = targets.join("testbed");
+    let (target, folder) = match arch {
+        Arch::X86_64 => ("x86_64-unknown-none", "x86_64-unknown-none"),
+        Arch::I386 => ("i386.json", "i386"),
+    };
+    // The testbed's own configuration says the rest.
+    let status = Command::new("cargo")
+        .args(["build", "--release", "--locked", "--target", target, "--target-dir"])
+        .arg(&targets)
+        .current_dir(root.join("testbed"))
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env_remove("RUSTFLAGS")
+        .status()
+        .context("building the testbed")?;
+    ensure!(status.success(), "the testbed does not build for {}", arch.name());
+    Ok(targets.join(folder).join("release/testbed"))
+}
+
+/// Boots the kernel and collects what it prints until it ends or its time is up.
+fn run(kernel: &Path, job: &Job, line: &str, accelerator: Accelerator, single_step: &[&str]) -> Result<Report> {
+    let accelerator: &[&str] = match accelerator {
+        _ if job.single_step => single_step,
+        Accelerator::Tcg => &["-accel", "tcg,thread=multi"],
+        Accelerator::Kvm => &["-accel", "kvm"],
+    };
+    let store_again = if accelerator.contains(&"kvm") { " store-again=0" } else { "" };
+    let mut qemu = Command::new(QEMU)
+        .args(accelerator)
+        .args(["-smp", "3", "-m", "128", "-display", "none", "-monitor", "none", "-serial", "stdio", "-no-reboot"])
+        .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4", "-append"])
+        .arg(format!("{line}{store_again}"))
+        .arg("-kernel")
+        .arg(kernel)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("starting QEMU")?;
+    let output = qemu.stdout.take().context("QEMU without output")?;
+    let (send, receive) = mpsc::channel();
+    let reader = std::thread::spawn(move || {
+        for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
+            if send.send(String::from_utf8_lossy(&line).into_owned()).is_err() {
+                break;
+            }
+        }
+    });
+    let deadline = Instant::now() + job.limit;
+    let mut lines = Vec::new();
+    let timed_out = loop {
+        match receive.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(line) => lines.push(line),
+            Err(mpsc::RecvTimeoutError::Disconnected) => break false,
+            Err(mpsc::RecvTimeoutError::Timeout) => break true,
+        }
+    };
+    if timed_out {
+        qemu.kill().context("ending QEMU")?;
+    }
+    let status = qemu.wait().context("waiting for QEMU")?;
+    // Its output is closed with it.
+    let _ = reader.join();
+    lines.extend(receive.try_iter());
+    Ok(Report::new(&lines, if timed_out { End::TimedOut } else { End::Exit(status.code()) }))
+}

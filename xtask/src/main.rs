@@ -1,0 +1,73 @@
+//! trapline's task runner: `cargo xtask VERB`.
+//!
+//! A verb is parsed by [`args`] and carried out here. `test` and `lint` are a walk by [`runner`] over the table in
+//! [`steps`], whose outcomes [`expect`] judges; `kernel-test` ([`kernel`]) boots a kernel that traces itself; `setup` ([`setup`]) makes a machine ready for them; [`text`] holds the
+//! rules about our own files that no compiler checks.
+//!
+//! Invariant: nothing that a user asked for is left out in silence. What is skipped is asked for by an option, printed
+//! and counted, and under `CI=true` it is refused.
+#![forbid(unsafe_code)]
+
+mod args;
+mod expect;
+mod kernel;
+mod runner;
+mod setup;
+mod steps;
+mod text;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result};
+
+use args::Verb;
+
+fn main() -> ExitCode {
+    let under_ci = std::env::var("CI").is_ok_and(|value| value == "true");
+    let verb = match args::parse(std::env::args().skip(1), under_ci) {
+        Ok(verb) => verb,
+        Err(usage) => {
+            eprintln!("xtask: {usage}; see `cargo xtask help`");
+            return ExitCode::from(2);
+        }
+    };
+    carry_out(verb).unwrap_or_else(|error| {
+        eprintln!("\nxtask: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn carry_out(verb: Verb) -> Result<ExitCode> {
+    match verb {
+        Verb::Help => {
+            print!("{}", args::HELP);
+            Ok(ExitCode::SUCCESS)
+        }
+        Verb::Setup(selection) => setup::make_ready(selection).map(|()| ExitCode::SUCCESS),
+        Verb::Test(selection) => {
+            setup::make_ready(selection)?;
+            Ok(runner::run_all(&steps::select(steps::TEST, selection)))
+        }
+        Verb::Lint(selection) => Ok(runner::run_all(&steps::select(steps::LINT, selection))),
+        Verb::Bench(arguments) => bench(&arguments),
+        Verb::KernelTest(asked) => kernel::test(asked),
+    }
+}
+
+/// Runs the benchmarks, with every argument handed to `cargo bench` as it was written.
+fn bench(arguments: &[String]) -> Result<ExitCode> {
+    let status = Command::new("cargo")
+        .args(["bench", "-p", "trapline-benches"])
+        .args(arguments)
+        .current_dir(workspace_root())
+        .status()
+        .context("starting `cargo bench`")?;
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The folder of the workspace's `Cargo.toml`, in which every command runs.
+fn workspace_root() -> PathBuf {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+    manifest.parent().unwrap_or(manifest).to_path_buf()
+}

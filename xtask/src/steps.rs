@@ -1,0 +1,289 @@
+//! What must hold, as a table: each row names a command, what it proves, and the outcome that proves it.
+//!
+//! Owns the tables [`LINT`] and [`TEST`] and the decision which rows a run leaves out ([`select`]). [`crate::runner`]
+//! walks the rows in order; [`crate::expect`] judges each outcome. Commands are written as a person would type them, and
+//! hold no quoting: words are what lies between spaces.
+//!
+//! Invariant: [`TEST`] begins with all of [`LINT`], and beside each proof stands its negative control.
+
+use crate::args::Selection;
+use crate::expect::Expect;
+
+/// A row of the table.
+#[derive(Debug)]
+pub(crate) struct Step {
+    /// Short and unique.
+    pub(crate) name: &'static str,
+    /// What is known after this step that was not known before it.
+    pub(crate) proves: &'static str,
+    /// What runs.
+    pub(crate) action: Action,
+    /// The outcome that counts as passing.
+    pub(crate) expect: Expect,
+    /// What the step needs that a run may have to do without.
+    needs: Needs,
+}
+
+/// What a step does.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Action {
+    /// Runs a command, its words separated by spaces, with one environment variable set or none.
+    Command(&'static str, Option<(&'static str, &'static str)>),
+    /// Applies the rules of [`crate::text`] to the tracked files.
+    TextRules,
+}
+
+/// What a step needs beyond a 64-bit development build.
+#[derive(Debug, Clone, Copy, Default)]
+struct Needs {
+    i686: bool,
+    release_build: bool,
+}
+
+impl Step {
+    const fn new(name: &'static str, action: Action, proves: &'static str) -> Self {
+        let needs = Needs { i686: false, release_build: false };
+        Self { name, proves, action, expect: Expect::Success, needs }
+    }
+
+    const fn command(name: &'static str, command: &'static str, proves: &'static str) -> Self {
+        Self::new(name, Action::Command(command, None), proves)
+    }
+
+    const fn expect(mut self, expect: Expect) -> Self {
+        self.expect = expect;
+        self
+    }
+
+    /// Marks the step as one that `--skip-i686` leaves out.
+    const fn i686(mut self) -> Self {
+        self.needs.i686 = true;
+        self
+    }
+
+    /// Marks the step as one that `--quick` leaves out.
+    const fn release(mut self) -> Self {
+        self.needs.release_build = true;
+        self
+    }
+}
+
+/// The steps that read the source and run none of it.
+pub(crate) const LINT: &[&[Step]] = &[SOURCE];
+
+/// Everything that must hold before a change lands.
+pub(crate) const TEST: &[&[Step]] = &[SOURCE, BEHAVIOUR, MODELS, STRESS, STRESS_I686];
+
+const SOURCE: &[Step] = &[
+    Step::new(
+        "text rules",
+        Action::TextRules,
+        "no file names this machine, files are short, and crates that promise no unsafe code forbid it",
+    ),
+    Step::command("format", "cargo fmt --all --check", "the workspace is formatted"),
+    Step::command(
+        "clippy",
+        "cargo clippy --workspace --all-targets -- -D warnings",
+        "no warning; every unsafe block is one operation and says why it is sound",
+    ),
+    Step::command(
+        "clippy, i686",
+        "cargo clippy --target i686-unknown-linux-gnu -p trapline-engine -p trapline-process -p trapline-cli \
+         --all-targets -- -D warnings",
+        "the same for the code that only the 32-bit build compiles",
+    )
+    .i686(),
+    Step::new(
+        "documentation",
+        Action::Command("cargo doc --workspace --no-deps", Some(("RUSTDOCFLAGS", "-D warnings"))),
+        "the documentation builds and its links lead somewhere",
+    ),
+    Step::command("fuzz format", "cargo fmt --manifest-path fuzz/Cargo.toml --check", "the fuzz targets are formatted"),
+    Step::command(
+        "fuzz clippy",
+        "cargo clippy --manifest-path fuzz/Cargo.toml --all-targets -- -D warnings",
+        "the fuzz targets still fit the engine's interface",
+    ),
+];
+
+const BEHAVIOUR: &[Step] = &[
+    Step::command(
+        "no_std",
+        "cargo build -p trapline-engine --target x86_64-unknown-none",
+        "the engine needs no standard library and no operating system",
+    ),
+    Step::command("tests", "cargo test --workspace", "the tests pass in a 64-bit process"),
+    Step::command(
+        "tests, i686",
+        "cargo test --target i686-unknown-linux-gnu -p trapline-engine -p trapline-process -p trapline-cli",
+        "the same tests pass in a 32-bit process",
+    )
+    .i686(),
+];
+
+const MODELS: &[Step] = &[Step::command(
+    "models",
+    "cargo run --release -p trapline-models",
+    "no interleaving skips a call (I1) or tears an instruction (I2), and every mutant of the protocol is found",
+)
+.release()];
+
+const STRESS: &[Step] = &[
+    Step::command(
+        "stress slots",
+        "cargo run --release -- stress --seconds 3 --threads 4 --resume slots --json",
+        "slots: under load no call is missed (I1) and no register corrupted (I4)",
+    )
+    .release()
+    .expect(Expect::NothingLost),
+    Step::command(
+        "stress push",
+        "cargo run --release -- stress --seconds 3 --threads 4 --resume push --json",
+        "push: the same, with the return address written to the interrupted stack, above the signal frame",
+    )
+    .release()
+    .expect(Expect::NothingLost),
+    Step::command(
+        "stress r11",
+        "cargo run --release -- stress --seconds 3 --threads 4 --resume r11 --json",
+        "r11: the same, with the return address handed over in a register",
+    )
+    .release()
+    .expect(Expect::NothingLost),
+    Step::command(
+        "stress skip",
+        "cargo run --release -- stress --seconds 3 --threads 4 --resume skip --json",
+        "negative control: the old behaviour does lose calls, and the tool does see it",
+    )
+    .release()
+    .expect(Expect::CallsLost),
+];
+
+const STRESS_I686: &[Step] = &[
+    Step::command(
+        "stress slots, i686",
+        "cargo run --release --target i686-unknown-linux-gnu -- stress --seconds 3 --threads 4 --resume slots --json",
+        "slots in a 32-bit process: no call is missed and no register corrupted",
+    )
+    .release()
+    .i686()
+    .expect(Expect::NothingLost),
+    Step::command(
+        "stress skip, i686",
+        "cargo run --release --target i686-unknown-linux-gnu -- stress --seconds 3 --threads 4 --resume skip --json",
+        "negative control in a 32-bit process",
+    )
+    .release()
+    .i686()
+    .expect(Expect::CallsLost),
+    Step::command(
+        "stress push, i686",
+        "cargo run --release --target i686-unknown-linux-gnu -- stress --seconds 3 --threads 4 --resume push --json",
+        "push is refused where the signal frame lies right under the stack pointer",
+    )
+    .release()
+    .i686()
+    .expect(Expect::Refused),
+    Step::command(
+        "stress r11, i686",
+        "cargo run --release --target i686-unknown-linux-gnu -- stress --seconds 3 --threads 4 --resume r11 --json",
+        "r11 is refused where there is no such register",
+    )
+    .release()
+    .i686()
+    .expect(Expect::Refused),
+];
+
+/// A table split by what the user asked to leave out.
+#[derive(Debug, Default)]
+pub(crate) struct Selected {
+    /// The steps to run, in the order of the table.
+    pub(crate) run: Vec<&'static Step>,
+    /// The steps left out, each with the option that asked for it.
+    pub(crate) left_out: Vec<(&'static Step, &'static str)>,
+}
+
+/// Splits `table` into what runs and what is left out.
+pub(crate) fn select(table: &'static [&'static [Step]], selection: Selection) -> Selected {
+    let mut selected = Selected::default();
+    for step in table.iter().copied().flatten() {
+        if selection.skip_i686 && step.needs.i686 {
+            selected.left_out.push((step, "--skip-i686"));
+        } else if selection.quick && step.needs.release_build {
+            selected.left_out.push((step, "--quick"));
+        } else {
+            selected.run.push(step);
+        }
+    }
+    selected
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    fn names(steps: &[&'static Step]) -> Vec<&'static str> {
+        steps.iter().map(|step| step.name).collect()
+    }
+
+    fn command(step: &Step) -> &'static str {
+        match step.action {
+            Action::Command(command, _) => command,
+            Action::TextRules => "",
+        }
+    }
+
+    #[test]
+    fn without_options_every_step_runs_once() {
+        let all = select(TEST, Selection::default());
+        assert!(all.left_out.is_empty());
+        assert_eq!(all.run.iter().map(|step| step.name).collect::<HashSet<_>>().len(), all.run.len());
+        let lint = names(&select(LINT, Selection::default()).run);
+        assert_eq!(names(&all.run)[..lint.len()], lint[..]);
+    }
+
+    #[test]
+    fn skip_i686_leaves_out_exactly_what_names_the_i686_target() {
+        let selected = select(TEST, Selection { skip_i686: true, quick: false });
+        assert!(!selected.left_out.is_empty());
+        assert!(selected.left_out.iter().all(|(step, why)| command(step).contains("i686") && *why == "--skip-i686"));
+        assert!(selected.run.iter().all(|step| !command(step).contains("i686")));
+    }
+
+    #[test]
+    fn quick_leaves_out_exactly_the_release_builds() {
+        let selected = select(TEST, Selection { quick: true, skip_i686: false });
+        assert!(!selected.left_out.is_empty());
+        assert!(selected.left_out.iter().all(|(step, _)| command(step).contains("--release")));
+        assert!(selected.run.iter().all(|step| !command(step).contains("--release")));
+    }
+
+    #[test]
+    fn nothing_is_both_run_and_left_out() {
+        let total = select(TEST, Selection::default()).run.len();
+        for (quick, skip_i686) in [(false, true), (true, false), (true, true)] {
+            let selected = select(TEST, Selection { quick, skip_i686 });
+            assert_eq!(selected.run.len() + selected.left_out.len(), total);
+        }
+    }
+
+    #[test]
+    fn both_widths_have_a_stress_proof_and_its_negative_control() {
+        let all = select(TEST, Selection::default()).run;
+        for i686 in [false, true] {
+            let of_width = |expect| all.iter().any(|step| step.needs.i686 == i686 && step.expect == expect);
+            assert!(of_width(Expect::NothingLost) && of_width(Expect::CallsLost));
+        }
+    }
+
+    #[test]
+    fn every_judged_report_is_asked_for_as_json() {
+        for step in select(TEST, Selection::default()).run {
+            if step.expect.reads_report() {
+                assert!(command(step).ends_with("--json"), "{}", step.name);
+            }
+        }
+    }
+}
