@@ -105,13 +105,18 @@ impl<H: Host> Engine<H> {
         self.int3_trampoline
     }
 
-    /// All code that the engine has made and not given back, sorted by address.
+    /// All code that the engine has made and not given back, sorted by address, as [`Host::is_unused`] wants it.
     pub fn code(&self) -> Vec<AddrRange> {
-        let live = self.sets.blocks();
         let retired = self.retired.iter().flat_map(|retired| retired.blocks.iter().copied());
-        let mut code: Vec<AddrRange> = live.chain(retired).chain([self.int3_block]).collect();
-        code.sort_unstable_by_key(|range| range.start);
-        code
+        self.habitable(self.sets.blocks().chain(retired))
+    }
+
+    /// Where a thread can be that runs these trampolines or is about to: a slot that is still pending leads to a trampoline too, and its thread
+    /// is in the int3 trampoline until it is not.
+    fn habitable(&self, blocks: impl Iterator<Item = AddrRange>) -> Vec<AddrRange> {
+        let mut ranges: Vec<AddrRange> = blocks.flat_map(around_entry).chain([self.int3_block]).collect();
+        ranges.sort_unstable_by_key(|range| range.start);
+        ranges
     }
 
     /// What was done so far.
@@ -208,22 +213,26 @@ impl<H: Host> Engine<H> {
         if self.retired.is_empty() || self.stuck {
             return Vec::new();
         }
-        let mut ranges: Vec<AddrRange> =
-            self.retired.iter().flat_map(|retired| retired.blocks.iter().copied()).collect();
-        if !ranges.is_empty() {
-            // A slot that is still pending leads to a trampoline too, and its thread is in the int3 trampoline until it is not.
-            ranges.push(self.int3_block);
-            ranges.sort_unstable_by_key(|range| range.start);
-            // Not to know is to wait.
-            if !matches!(self.host.is_unused(&ranges), Ok(true)) {
-                return Vec::new();
-            }
-        }
         let retired = core::mem::take(&mut self.retired);
-        for block in retired.iter().flat_map(|retired| &retired.blocks) {
+        // One question for all is mostly enough. Where it is not, each is asked for, so that one that stays in use holds up no other.
+        let all_unused = self.are_unused(&retired);
+        let alone = retired.len() == 1;
+        let (unused, used): (Vec<_>, Vec<_>) =
+            retired.into_iter().partition(|one| all_unused || !alone && self.are_unused(core::slice::from_ref(one)));
+        self.retired = used;
+        for block in unused.iter().flat_map(|retired| &retired.blocks) {
             self.host.free_code(*block);
         }
-        retired.into_iter().map(|retired| retired.ops).collect()
+        unused.into_iter().map(|retired| retired.ops).collect()
+    }
+
+    fn are_unused(&mut self, retired: &[Retired]) -> bool {
+        if retired.iter().all(|retired| retired.blocks.is_empty()) {
+            return true;
+        }
+        let ranges = self.habitable(retired.iter().flat_map(|retired| retired.blocks.iter().copied()));
+        // Not to know is to wait.
+        matches!(self.host.is_unused(&ranges), Ok(true))
     }
 
     /// How many unregistered ops wait for [`reclaim`](Self::reclaim).
@@ -406,6 +415,13 @@ impl<H: Host> Engine<H> {
 
 /// A call through a pointer behind the code is this much longer than a direct one: a byte of opcode, and the pointer with its alignment.
 const LONG_CALL_BYTES: usize = 1 + 2 * size_of::<u64>();
+
+/// A trampoline's block without the byte before its main entry, which is no instruction's first: what stands on a stack as the entry's address is
+/// where a slot led to, and no return address.
+fn around_entry(block: AddrRange) -> [AddrRange; 2] {
+    let entry = block.start.offset(ENTRY_OFFSET_BYTES);
+    [AddrRange { start: block.start, end: entry.offset(-1) }, AddrRange { start: entry, end: block.end }]
+}
 
 /// How often a grace period is looked for before a batch is given up. A thread between two nops leaves as soon as it runs.
 const GRACE_ATTEMPTS: usize = 100;

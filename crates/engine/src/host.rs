@@ -99,8 +99,10 @@ pub trait Host {
     /// Gives code memory back. No CPU runs it any more.
     fn free_code(&mut self, code: AddrRange);
 
-    /// Whether no thread is inside one of `ranges` (sorted by address), or can return into one: the end of a grace period. The engine asks again
-    /// later where it is not.
+    /// Whether no thread is inside one of `ranges` (sorted by address), or inside a call that was made from one: the end of a grace period. The
+    /// engine asks again later where it is not.
+    ///
+    /// A return address is inside if the byte *before* it is. What points to the first byte of a range is no return address into it.
     ///
     /// # Errors
     /// If that cannot be found out.

@@ -15,7 +15,7 @@ mod lifetime;
 use std::hint::black_box;
 
 use common::{
-    calls::{Tally, Watched, Workers, count, seen},
+    calls::{Tally, Watched, Workers, count, repeat_until_trapped, seen},
     child::in_child,
     fixture::{Compiled, Library, function},
     maps,
@@ -48,13 +48,13 @@ fn watched<const WATCH: usize>(tracer: &Tracer, glob: &str) -> Watched {
     Watched::new(ops.expect("the function is there"), WATCH)
 }
 
-/// Toggles an ops while threads call its function. Breakpoints must have been met, or the test shows nothing.
+/// Toggles an ops while threads call its function, and meet breakpoints.
 fn toggle_under_load(tracer: &Tracer, rounds: usize) {
     let ops = watched::<0>(tracer, "*doubled*");
     let workers = Workers::start(THREADS, &[0], call_doubled);
     ops.toggle(rounds, &workers);
+    repeat_until_trapped(tracer, 1, || ops.toggle(1, &workers));
     workers.assert_exact(0);
-    assert!(tracer.stats().traps.traps > 0, "{:?}", tracer.stats());
 }
 
 #[test]
@@ -64,7 +64,7 @@ fn every_call_is_seen_from_the_return_of_enable_to_the_call_of_disable() {
         assert_eq!(tracer.text_writer(), TextWriter::ProcMem);
         toggle_under_load(&tracer, 300);
         let stats = tracer.stats();
-        assert_eq!(stats.batches, 2 * (300 + 1));
+        assert!(stats.batches >= 2 * (300 + 1) && stats.batches.is_multiple_of(2), "{stats:?}");
         assert_eq!((stats.pokes, stats.syncs), (stats.batches, 3 * stats.batches));
         assert_eq!((stats.traps.overflows, stats.traps.skipped), (0, 0));
     });
@@ -104,9 +104,11 @@ fn skipping_the_instruction_loses_calls() {
     in_child("skipping_the_instruction_loses_calls", || {
         // The negative control of all that is above: what the judges are for.
         let tracer = Tracer::builder().resume(Resume::Skip).build().expect("a tracer");
-        let tally: Tally = share_a_site(&tracer).into_iter().sum();
-        let traps = tracer.stats().traps;
-        assert!(tally.missed > 0 && traps.skipped > 0, "{tally:?} {traps:?}");
+        let mut tally = Tally::default();
+        while tally.missed == 0 {
+            tally += share_a_site(&tracer).into_iter().sum();
+        }
+        assert!(tracer.stats().traps.skipped > 0, "{tally:?}");
         assert_eq!((tally.repeated, tally.stray), (0, 0));
     });
 }
@@ -161,10 +163,10 @@ fn toggle_compiled(compiled: Compiled) {
     let call = calls_of(&library);
     let workers = Workers::start(THREADS, &[0], call);
     ops.toggle(ROUNDS, &workers);
+    repeat_until_trapped(&tracer, 1, || ops.toggle(1, &workers));
     workers.assert_exact(0);
     let stats = tracer.stats();
     assert_eq!(stats.pokes, 3 * stats.batches, "three functions each: {stats:?}");
-    assert!(stats.traps.traps > 0, "{stats:?}");
 }
 
 /// Calls the functions of a library one after the other, and checks their results.

@@ -5,7 +5,8 @@
 //!
 //! 1. the program counter, and the system call instruction that a restart goes back to;
 //! 2. every word of the live stack, from the stack pointer to the end of its memory, or to the thread pointer: a thread library puts its
-//!    record at the stack's very end, and what is behind it may be anything. Any of the words may be a return address;
+//!    record at the stack's very end, and what is behind it may be anything. Any of the words may be the return address of a call, which
+//!    ends where the word points to: a word that points to the first byte of a range returns to what lies before it;
 //! 3. every stack that a signal made the thread leave: the frame's interrupted program counter, and then that stack like the first.
 //!
 //! The 128 bytes below a 64-bit stack pointer (the red zone) hold data at most: a return address is only ever above it.
@@ -44,7 +45,7 @@ const MEMO_SLOTS: usize = 512;
 pub struct Blocker {
     /// The thread.
     pub tid: Tid,
-    /// The address inside the forbidden ranges at which the thread is, or to which it may return. For [`How::Unscannable`] the stack
+    /// The address at which the thread is, or to which a call inside the forbidden ranges may return. For [`How::Unscannable`] the stack
     /// pointer at which the search had to end.
     pub at: Addr,
     /// What says so.
@@ -212,7 +213,8 @@ impl<'a, M: Memory> Inspector<'a, M> {
             while offset + word_bytes <= count {
                 let slot = memory::further(at, offset);
                 let word = self.word_in_chunk(offset);
-                if self.forbidden.contains(word) {
+                // It is the call before a return address that is inside or not: a function may end in a call that does not return.
+                if self.forbidden.contains(word.offset(-1)) {
                     return Some((word, How::StackWord { slot }));
                 }
                 if let Some(kind) = self.frame_left_through(word)
@@ -322,8 +324,10 @@ mod tests {
             let mut inspector = Inspector::new(self.mode, &self.memory, &self.map, &self.forbidden);
             let blocker = inspector.blocker_of(7, context)?;
             assert_eq!(blocker.tid, 7);
-            if blocker.how != How::Unscannable {
-                assert!(FORBIDDEN.contains(blocker.at), "{blocker:?}");
+            match blocker.how {
+                How::Unscannable => {}
+                How::StackWord { .. } => assert!(FORBIDDEN.contains(blocker.at.offset(-1)), "{blocker:?}"),
+                How::Pc | How::SignalFrame { .. } => assert!(FORBIDDEN.contains(blocker.at), "{blocker:?}"),
             }
             Some(blocker.how)
         }
@@ -368,6 +372,19 @@ mod tests {
                 assert_eq!(world.check(at(ELSEWHERE, slot.offset(word_bytes))), None, "below the stack pointer");
                 world.put(slot, Addr::default());
             }
+        }
+    }
+
+    #[test]
+    fn a_return_address_belongs_to_the_call_before_it() {
+        for mut world in worlds() {
+            world.put(STACK, FORBIDDEN.start);
+            assert_eq!(world.check(at(ELSEWHERE, STACK)), None, "a call that ends where the range begins");
+            for inside in [FORBIDDEN.start.offset(1), FORBIDDEN.end] {
+                world.put(STACK, inside);
+                assert_eq!(world.check(at(ELSEWHERE, STACK)), Some(How::StackWord { slot: STACK }));
+            }
+            assert_eq!(world.check(at(FORBIDDEN.start, STACK)), Some(How::Pc));
         }
     }
 

@@ -107,6 +107,17 @@ impl Watched {
     }
 }
 
+/// Repeats a change of sites this often, and then until somebody has met a breakpoint there: a test of what happens then shows nothing else. Where
+/// threads share one processor that takes a while.
+pub(crate) fn repeat_until_trapped(tracer: &Tracer, times: usize, mut change: impl FnMut()) {
+    let before = tracer.stats().traps.traps;
+    let mut made = 0;
+    while made < times || tracer.stats().traps.traps == before {
+        change();
+        made += 1;
+    }
+}
+
 /// Ends the phase `from`.
 fn announce(watches: &[usize], from: usize) {
     for watch in watches {

@@ -35,7 +35,8 @@ fn thread_inside(tid: Tid, range: AddrRange) -> Option<How> {
         stopped.may_thread_be_inside(thread, &forbidden)
     })?;
     assert_eq!(blocker.tid, tid);
-    assert!(range.contains(blocker.at), "{blocker:?} is not in {range:?}");
+    let code = if matches!(blocker.how, How::StackWord { .. }) { blocker.at.offset(-1) } else { blocker.at };
+    assert!(range.contains(code), "{blocker:?} is not in {range:?}");
     Some(blocker.how)
 }
 
