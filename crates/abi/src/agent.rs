@@ -1,0 +1,54 @@
+//! What the recorder and the agent in the target know of each other.
+//!
+//! The agent is a shared object without dependencies. The recorder finds its symbols by name in its file, fills [`Config`] in its memory
+//! before any site leads to it, and knows how its entries want to be called.
+//!
+//! A site's *stub* is laid out like this; both halves are reached by jumps from the site:
+//!
+//! ```text
+//!         .long  site id
+//! on:     call   entry          ; one of the entries below: keeps every register, and flags if its name says so
+//! off:    the function's first instructions, moved
+//!         jmp    back
+//! ```
+//!
+//! An entry reads the id at [`SITE_ID_OFFSET`] from its own return address; the word above that on the stack is the function's slot.
+
+/// Where the site's id lies, from the address behind the call of an entry.
+pub const SITE_ID_OFFSET: i64 = -9;
+
+/// Bytes of a site's id in front of a stub.
+pub const SITE_ID_BYTES: usize = 4;
+
+/// The names of the agent's symbols.
+pub mod symbol {
+    /// A [`Config`](super::Config), in writable memory.
+    pub const CONFIG: &str = "trapline_config";
+    /// Entry: a call whose return is to be seen. Arithmetic flags are lost, as the psABI lets a call do.
+    pub const ENTER: &str = "trapline_enter";
+    /// The same; flags are kept, for functions that read them before they write them.
+    pub const ENTER_KEEP_FLAGS: &str = "trapline_enter_keep_flags";
+    /// The same; returns of frames deeper than [`Config::max_depth`](super::Config::max_depth) are not hooked and leave no record.
+    pub const ENTER_LIMITED: &str = "trapline_enter_limited";
+    /// Entry: a call whose return is not to be seen. Flags are kept.
+    pub const POINT: &str = "trapline_point";
+    /// Where hooked functions return to: the value that a hooked slot holds.
+    pub const RETURN: &str = "trapline_return";
+    /// Jumped to from the dynamic linker's `_dl_debug_state`: tells the recorder that objects came or went, waits until it has seen to that, and
+    /// returns.
+    pub const OBJECTS_CHANGED: &str = "trapline_objects_changed";
+    /// `syscall` and `int3`, for the recorder to run system calls in the target.
+    pub const SYSCALL: &str = "trapline_syscall";
+}
+
+/// What the agent is told.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Config {
+    /// Where the pool is mapped; 0 before it is, and events are left out.
+    pub pool: u64,
+    /// Frames deeper than this are left out by [`symbol::ENTER_LIMITED`].
+    pub max_depth: u64,
+    /// Filled by the dynamic linker: the distance of the thread's [`Thread`](crate::thread::Thread) from the thread pointer.
+    pub thread_offset: i64,
+}

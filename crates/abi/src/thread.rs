@@ -1,0 +1,107 @@
+//! What a traced thread owns: its place in the current chunk, and the chain of its open frames.
+//!
+//! Lies in the agent's initial-exec thread-local storage, so it is all zero before the thread runs its first instruction; zero means that
+//! there is no chunk yet and no frame. The first [`RESET_BYTES`] belong to the process: after a fork the recorder clears them in the child, and
+//! the rest goes on where the parent was.
+//!
+//! A *frame* is a hooked call. For the stack word that held its return address, the *slot*, there are 16 bytes of *shadow* at an address that
+//! is computed from the slot's own ([`shadow_address`]): the return address, and the packed frame that was innermost before
+//! ([`pack_frame`]). So nothing has to be kept in step when frames are left by other ways than a return, when a thread changes
+//! stacks, or forks: a slot finds its shadow wherever it is.
+
+use core::mem::offset_of;
+
+use crate::record::DEPTH_BITS;
+
+/// See the module's text. All addresses are the target's.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Thread {
+    /// Where the next record goes.
+    pub position: u64,
+    /// The end of the chunk: a record that would lie here, or behind, needs the next chunk.
+    pub end: u64,
+    /// The current chunk's index plus 1; 0 for none.
+    pub chunk: u32,
+    /// How many chunks this thread has taken.
+    pub chunks_taken: u32,
+    /// Room, cleared with the above.
+    pub reserved: u64,
+    /// The innermost open frame, packed; 0 for none.
+    pub top: u64,
+    /// First address of the stack whose shadow is known to be mapped.
+    pub stack_low: u64,
+    /// First address behind it.
+    pub stack_high: u64,
+}
+
+/// How much of a [`Thread`] the child of a fork must not inherit.
+pub const RESET_BYTES: usize = offset_of!(Thread, top);
+
+/// How far left the slot's address lies in a packed frame. Slots are aligned to 8 bytes, so that leaves [`DEPTH_BITS`] for the depth.
+pub const SLOT_SHIFT: u32 = 16;
+
+/// Addresses of a process have this many bits.
+pub const ADDRESS_BITS: u32 = 47;
+
+/// What is added to twice a slot's address, modulo 2^[`ADDRESS_BITS`]. Where Linux puts programs, heaps, libraries and stacks, the sums lie in parts of the
+/// address space that it leaves empty.
+pub const SHADOW_BASE: u64 = 0x6000_0000_0000;
+
+/// Bytes of shadow for each 8 bytes of stack.
+pub const SHADOW_BYTES: u64 = 16;
+
+/// Of the return address inside a shadow.
+pub const SHADOW_RETURN: u64 = 0;
+
+/// Of the packed outer frame inside a shadow.
+pub const SHADOW_OUTER: u64 = 8;
+
+/// The address of a slot's shadow.
+pub const fn shadow_address(slot: u64) -> u64 {
+    slot.wrapping_mul(2).wrapping_add(SHADOW_BASE) & ((1 << ADDRESS_BITS) - 1)
+}
+
+/// A slot and the depth of its frame in one word. Packed frames of one stack are ordered as their slots are.
+pub const fn pack_frame(slot: u64, depth: u64) -> u64 {
+    slot << SLOT_SHIFT | depth & ((1 << DEPTH_BITS) - 1)
+}
+
+/// The depth in a packed frame.
+pub const fn frame_depth(frame: u64) -> u64 {
+    frame & ((1 << DEPTH_BITS) - 1)
+}
+
+/// The slot of a packed frame.
+pub const fn frame_slot(frame: u64) -> u64 {
+    frame >> DEPTH_BITS << (DEPTH_BITS - SLOT_SHIFT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_is_unpacked_as_it_was_packed() {
+        for slot in [0x7fff_ffff_fff8, 0x7ffc_1234_5678, 0x10] {
+            for depth in [0, 1, (1 << DEPTH_BITS) - 1] {
+                let frame = pack_frame(slot, depth);
+                assert_eq!((frame_slot(frame), frame_depth(frame)), (slot, depth));
+            }
+        }
+    }
+
+    #[test]
+    fn shadows_lie_where_linux_puts_nothing() {
+        for (first, last) in [
+            (0x40_0000, 0x1000_0000_0000),
+            (0x5500_0000_0000, 0x5700_0000_0000),
+            (0x7e00_0000_0000, 0x7fff_ffff_f000_u64),
+        ] {
+            let (low, high) = (shadow_address(first), shadow_address(last));
+            assert!(low < high, "one piece: {low:#x} {high:#x}");
+            let used = [(0x5500_0000_0000, 0x5700_0000_0000), (0x7e00_0000_0000, 1 << ADDRESS_BITS)];
+            assert!(used.iter().all(|(start, end)| high < *start || *end <= low), "{low:#x}..{high:#x}");
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! trapline's agent: the code that runs inside a traced process.

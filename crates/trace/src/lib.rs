@@ -1,0 +1,1 @@
+//! trapline's trace file: written while recording, read as a stream, analysed.
