@@ -73,6 +73,8 @@ pub struct PoolHeader {
     pub requests: AtomicU32,
     /// A futex: the `requests` that the recorder has seen to.
     pub answered: AtomicU32,
+    /// The thread that asked last, as it sees itself; written before `requests`. The dynamic linker's lock lets one ask at a time.
+    pub requester: AtomicU32,
     /// Records that found no free chunk, and were left out. Two make a call whose return is seen.
     pub lost_full: AtomicU64,
     /// Records in chunks that were overwritten.

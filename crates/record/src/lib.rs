@@ -1,1 +1,169 @@
-//! trapline's recorder: launches a program, arms it, and drains its rings into a trace file.
+//! The recorder: launches a program, arms its functions before they run, and drains what they record into a trace file.
+//!
+//! Owns [`record`] and its [`Options`]. Data flows one way:
+//!
+//! ```text
+//! launch -> tracer (ptrace) -> exec: agent preloaded -> arm: image, stubs, sites -> the target runs
+//!              |                                                                       |
+//!              +------------- processes, modules, exits -------+      pool of chunks <-+
+//!                                                              v             |
+//!                                              trace file <- drain <---------+
+//! ```
+//!
+//! All thinking happens here, in the recorder's own process; in the target there is only the [agent](agent). The tracer's thread is the only one that
+//! may use ptrace, the drain's the only one that writes the trace. Unsafe code lives in `sys` alone. Invariants: no page of the target is ever writable
+//! and executable (I8); every function is armed or listed with the reason (I7); a target whose recorder dies runs on.
+#![cfg_attr(not(test), warn(clippy::unwrap_used))]
+
+pub mod agent;
+mod arm;
+mod drain;
+mod error;
+mod exec;
+mod launch;
+mod pool;
+mod remote;
+mod sys;
+mod tracer;
+
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    fs,
+    path::PathBuf,
+    sync::{Arc, atomic::AtomicU64, mpsc},
+    time::SystemTime,
+};
+
+pub use error::Error;
+pub use trapline_abi::pool::OnFull;
+use trapline_engine::Filter;
+use trapline_trace::{Losses, Meta, Writer};
+
+use crate::{
+    arm::{Armory, Coverage},
+    drain::Drain,
+    error::Doing,
+    launch::Program,
+    sys::{
+        ptrace::Stop,
+        shared,
+        spawn::{self, Inbox},
+    },
+};
+
+/// What is to be recorded, and how.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where the trace goes.
+    pub output: PathBuf,
+    /// Which functions, by their names.
+    pub functions: Filter,
+    /// Which libraries beside the main executable: globs of file names or whole paths.
+    pub libraries: Vec<String>,
+    /// Whether returns are recorded.
+    pub returns: bool,
+    /// Frames deeper than this are left out.
+    pub max_depth: Option<u32>,
+    /// What happens to events that find no room.
+    pub on_full: OnFull,
+    /// Chunks of 32 KiB in each process's pool.
+    pub chunks: usize,
+    /// As they were given, for the trace's header.
+    pub given: BTreeMap<String, String>,
+}
+
+/// How a recording went.
+#[derive(Debug)]
+pub struct Summary {
+    /// The exit status of the program, as a shell gives it: 128 + n if signal n killed it.
+    pub status: u8,
+    /// The signal that killed it.
+    pub signal: Option<i32>,
+    /// Processes that were traced; after an exec it is another one.
+    pub processes: u32,
+    /// Programs that ran untraced, and why.
+    pub untraced: BTreeMap<String, String>,
+    /// What was armed of what was selected.
+    pub coverage: Coverage,
+    /// Records written: two for a call whose return was seen.
+    pub records: u64,
+    /// What is missing.
+    pub losses: Losses,
+    /// Size of the trace file in bytes.
+    pub trace_bytes: u64,
+}
+
+/// Follows a recording while it goes on.
+#[derive(Clone, Debug, Default)]
+pub struct Progress(Arc<AtomicU64>);
+
+impl Progress {
+    /// Records written so far.
+    pub fn records(&self) -> u64 {
+        self.0.load(std::sync::atomic::Ordering::Relaxed)
+    }
+}
+
+/// Runs `command` and records it. `progress` counts along.
+///
+/// # Errors
+/// If the program cannot be started or traced, or the trace cannot be written. A program that was started is not harmed by the latter.
+pub fn record(command: &[OsString], options: &Options, progress: &Progress) -> Result<Summary, Error> {
+    let program = Program::find(command)?;
+    let mut writer = Writer::create(&options.output, &meta(command, options))?;
+    writer.calibration(&[clock_point()])?;
+    let child = spawn::spawn(program.path.as_os_str(), &program.arguments).doing(|| "starting a process".to_owned())?;
+    let inbox = Inbox::new().doing(|| "taking over signals".to_owned())?;
+    let waker = inbox.waker().doing(|| "taking over signals".to_owned())?;
+    let (changed, changes) = mpsc::channel();
+    let drain = Drain::start(writer, options.on_full, Arc::clone(&progress.0), move |space| {
+        // The tracer is gone when everything has ended.
+        if changed.send(space).is_ok() {
+            waker.wake();
+        }
+    });
+    let drain = drain.doing(|| "starting a thread".to_owned())?;
+    let armory = Armory::new().doing(|| "sharing the agent".to_owned())?;
+    let outcome = tracer::Tracer::new(options, inbox, changes, &drain, armory).run(child);
+    drain.write(|writer| writer.calibration(&[clock_point()]));
+    let losses = drain.finish();
+    let (outcome, armory) = outcome?;
+    let (status, signal) = match outcome.status {
+        Some(Stop::Exited(code)) => (u8::try_from(code).unwrap_or(u8::MAX), None),
+        Some(Stop::Killed(signal)) => (128_u8.wrapping_add(u8::try_from(signal).unwrap_or(0)), Some(signal)),
+        _ => (0, None),
+    };
+    Ok(Summary {
+        status,
+        signal,
+        processes: outcome.processes,
+        untraced: outcome.untraced,
+        coverage: armory.coverage(),
+        records: progress.records(),
+        losses: losses?,
+        trace_bytes: fs::metadata(&options.output).map_or(0, |metadata| metadata.len()),
+    })
+}
+
+fn clock_point() -> trapline_trace::ClockPoint {
+    trapline_trace::ClockPoint { tsc: shared::tsc(), monotonic_ns: shared::monotonic_ns() }
+}
+
+fn meta(command: &[OsString], options: &Options) -> Meta {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+    let cpuinfo = read("/proc/cpuinfo");
+    let cpu = cpuinfo.lines().find(|line| line.starts_with("model name")).and_then(|line| line.split_once(": "));
+    let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Meta {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        host: read("/proc/sys/kernel/hostname"),
+        kernel: format!("Linux {}", read("/proc/sys/kernel/osrelease")),
+        cpu: cpu.map_or_else(String::new, |(_, name)| name.to_owned()),
+        command: command.iter().map(|word| word.to_string_lossy().into_owned()).collect(),
+        directory: std::env::current_dir().unwrap_or_default().to_string_lossy().into_owned(),
+        started_unix_ns: u64::try_from(since_1970.as_nanos()).unwrap_or(0),
+        tsc_hz: 0,
+        options: options.given.clone(),
+    }
+}

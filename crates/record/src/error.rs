@@ -1,0 +1,51 @@
+//! What can go wrong while recording, each with what was being done and what to do next.
+
+use std::{io, path::PathBuf};
+
+/// Why a recording did not begin, or broke off.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// No such program in the PATH, or at the path given.
+    #[error("cannot find the program `{0}`; give its path, or check PATH")]
+    NotFound(String),
+    /// The file is there, but cannot be executed.
+    #[error("cannot execute {}: {reason}", .path.display())]
+    NotExecutable {
+        /// The file.
+        path: PathBuf,
+        /// What is in the way, and what to do.
+        reason: String,
+    },
+    /// The program can run, but cannot be traced. It was not started.
+    #[error("cannot trace {}: {reason}", .path.display())]
+    NotTraceable {
+        /// The file.
+        path: PathBuf,
+        /// What is in the way, and what to do.
+        reason: String,
+    },
+    /// A call of the operating system failed.
+    #[error("{doing}: {source}")]
+    System {
+        /// What was being done.
+        doing: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The trace file could not be written.
+    #[error(transparent)]
+    Trace(#[from] trapline_trace::Error),
+}
+
+/// For errors of the operating system: says what was being done.
+pub(crate) trait Doing<T> {
+    /// Adds what was being done.
+    fn doing(self, what: impl FnOnce() -> String) -> Result<T, Error>;
+}
+
+impl<T> Doing<T> for io::Result<T> {
+    fn doing(self, what: impl FnOnce() -> String) -> Result<T, Error> {
+        self.map_err(|source| Error::System { doing: what(), source })
+    }
+}

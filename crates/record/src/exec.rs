@@ -1,0 +1,331 @@
+//! A new program image, from the moment of its exec to the moment when all its objects are loaded.
+//!
+//! Owns [`NewImage`]. At the exec nothing of the program has run: its initial stack (System V psABI, "Initial Stack and Register State") and the
+//! dynamic linker's code are all there is. [`prepare`] makes the dynamic linker load the agent, and puts a breakpoint where it reports that
+//! all objects are mapped and relocated. [`NewImage::reached`] is for when that is hit; constructors have not run yet. The program's environment
+//! has no trace of this when it starts:
+//!
+//! ```text
+//!                at the exec          while ld.so runs          from its end on
+//!                argc argv..          argc argv..               (all that was moved stays where it is)
+//!                envp[0..n]           envp[0..n]                envp[0..n]
+//!                                     LD_PRELOAD=agent          NULL
+//!                                     LD_PRELOAD=agent          AT_IGNORE
+//!                NULL                 NULL                      0
+//!                auxv..               auxv..  (never moves)     auxv..
+//! ```
+//!
+//! The vectors move down by two words, so that the stack pointer keeps its alignment, and the two words are filled at the end with an entry of the
+//! auxiliary vector that means nothing. What points to the vectors (the dynamic linker's and the C library's own variables) stays right.
+
+use std::{
+    collections::HashMap,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use object::{Object, ObjectSymbol};
+use trapline_engine::Addr;
+
+use crate::{
+    remote::Remote,
+    sys::{
+        Tid,
+        maps,
+        memory::Memory,
+        ptrace,
+    },
+};
+
+const WORD: u64 = 8;
+const AT_IGNORE: u64 = 1;
+const AT_BASE: u64 = libc::AT_BASE;
+const AT_SECURE: u64 = libc::AT_SECURE;
+const INT3: u8 = 0xcc;
+const ENDBR64: [u8; 4] = [0xf3, 0x0f, 0x1e, 0xfa];
+const RET: u8 = 0xc3;
+
+/// `r_state` in the `r_debug` of `<link.h>`, at 64 bit.
+const R_STATE_AT: i64 = 24;
+const RT_CONSISTENT: u64 = 0;
+
+/// Bytes of a string in the environment that are looked at.
+const PRELOAD_LIMIT_BYTES: usize = 1 << 17;
+
+/// Why a program image runs untraced. The text is for people.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Untraceable(pub(crate) String);
+
+impl From<io::Error> for Untraceable {
+    fn from(error: io::Error) -> Self {
+        Self(error.to_string())
+    }
+}
+
+/// What is known of a dynamic linker's file.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Linker {
+    /// Of `_dl_debug_state`, which it calls when objects come and go. An address in the file.
+    debug_state: u64,
+    /// Of `_r_debug`, which says what has happened.
+    r_debug: u64,
+    /// Of some `syscall` instruction.
+    syscall_insn: u64,
+}
+
+/// Dynamic linkers by path: a machine has one or two.
+#[derive(Debug, Default)]
+pub(crate) struct Linkers(HashMap<PathBuf, Option<Linker>>);
+
+impl Linkers {
+    fn find(&mut self, path: &Path) -> Option<Linker> {
+        *self.0.entry(path.to_path_buf()).or_insert_with(|| Linker::read(path))
+    }
+}
+
+impl Linker {
+    fn read(path: &Path) -> Option<Self> {
+        use object::ObjectSection;
+        let bytes = fs::read(path).ok()?;
+        let file = object::File::parse(&*bytes).ok()?;
+        let symbol = |name: &str| {
+            let mut all = file.dynamic_symbols().chain(file.symbols());
+            all.find(|symbol| symbol.is_definition() && symbol.name() == Ok(name)).map(|symbol| symbol.address())
+        };
+        let text = file.section_by_name(".text")?;
+        // Bytes that mean `syscall` wherever execution begins at them, be they a part of another instruction.
+        let at = text.data().ok()?.windows(2).position(|pair| pair == [0x0f, 0x05])?;
+        let r_debug = symbol("_r_debug")?;
+        Some(Self { debug_state: symbol("_dl_debug_state")?, r_debug, syscall_insn: text.address() + at as u64 })
+    }
+}
+
+/// A program image that is being loaded.
+#[derive(Debug)]
+pub(crate) struct NewImage {
+    /// Its executable, as the kernel names it.
+    pub(crate) executable: PathBuf,
+    /// Where the dynamic linker reports to: a function that does nothing.
+    pub(crate) debug_state: Addr,
+    original: u8,
+    r_debug: Addr,
+    /// Where the two words are to become an entry of the auxiliary vector: the first of the three.
+    spare_words: Addr,
+    /// What stood in the environment where our LD_PRELOAD replaces another.
+    replaced: Option<(Addr, u64)>,
+    scratch: Addr,
+    /// What the new image blocked and ignored: a breakpoint changes that.
+    mask: u64,
+    is_trap_ignored: bool,
+}
+
+/// Bytes of the memory that our strings are in while the dynamic linker runs.
+const SCRATCH_BYTES: u64 = PRELOAD_LIMIT_BYTES as u64 + 4096;
+
+/// What the kernel put on the stack.
+#[derive(Debug)]
+struct InitialStack {
+    at: Addr,
+    /// argc, argv, envp with their terminators.
+    vectors: Vec<u64>,
+    /// Index in `vectors` of the first of the environment.
+    environment: usize,
+    auxiliary: HashMap<u64, u64>,
+}
+
+impl InitialStack {
+    fn read(memory: &Memory, at: Addr) -> io::Result<Self> {
+        let word = |index: u64| memory.read_word(at.offset((index * WORD).cast_signed()));
+        let mut vectors = vec![word(0)?];
+        let mut next = 1;
+        let mut terminators = 0;
+        let mut environment = 0;
+        while terminators < 2 {
+            let value = word(next)?;
+            vectors.push(value);
+            next += 1;
+            // The count and not the terminator ends argv, though both should agree.
+            if terminators == 0 && next == vectors[0] + 2 {
+                terminators = 1;
+                environment = vectors.len();
+            } else if terminators == 1 && value == 0 {
+                terminators = 2;
+            }
+        }
+        let mut auxiliary = HashMap::new();
+        loop {
+            let (key, value) = (word(next)?, word(next + 1)?);
+            if key == libc::AT_NULL {
+                return Ok(Self { at, vectors, environment, auxiliary });
+            }
+            auxiliary.insert(key, value);
+            next += 2;
+        }
+    }
+
+    fn auxiliary(&self, key: u64) -> u64 {
+        self.auxiliary.get(&key).copied().unwrap_or(0)
+    }
+}
+
+/// Prepares a thread that is stopped at its exec. `Err` says why this image runs untraced; nothing was changed then.
+pub(crate) fn prepare(tid: Tid, agent: &str, linkers: &mut Linkers) -> Result<NewImage, Untraceable> {
+    let executable = fs::read_link(format!("/proc/{tid}/exe"))?;
+    let registers = ptrace::registers(tid)?;
+    const CODE_64: u64 = 0x33;
+    if registers.cs != CODE_64 {
+        return Err(Untraceable("it is a 32-bit program".to_owned()));
+    }
+    let memory = Memory::open(tid)?;
+    let stack = InitialStack::read(&memory, Addr::new(registers.rsp))?;
+    if stack.auxiliary(AT_SECURE) != 0 {
+        return Err(Untraceable("it runs with more rights than its user (setuid, setgid or capabilities)".to_owned()));
+    }
+    let linker_base = stack.auxiliary(AT_BASE);
+    if linker_base == 0 {
+        return Err(Untraceable("it is linked statically, so that no agent can be loaded into it".to_owned()));
+    }
+    if user_of(tid)? != crate::sys::spawn::user() {
+        return Err(Untraceable("it runs as another user".to_owned()));
+    }
+    let mappings = maps::read(tid)?;
+    let mapping = mappings.iter().find(|mapping| mapping.range.contains(Addr::new(linker_base)));
+    let Some(linker_path) = mapping.and_then(|mapping| mapping.file(tid)) else {
+        return Err(Untraceable("the file of its dynamic linker is gone".to_owned()));
+    };
+    let Some(linker) = linkers.find(&linker_path) else {
+        let text = format!("its dynamic linker {} does not say when objects are loaded", linker_path.display());
+        return Err(Untraceable(text));
+    };
+    let at = |address: u64| Addr::new(linker_base.wrapping_add(address));
+    let debug_state = at(linker.debug_state);
+    let code = memory.read_vec(debug_state, ENDBR64.len() + 1)?;
+    if code.strip_prefix(&ENDBR64).unwrap_or(&code).first() != Some(&RET) {
+        return Err(Untraceable(format!("the function at {debug_state} in its dynamic linker does something")));
+    }
+    let environment = environment(&memory, &stack)?;
+    if environment.iter().any(|(_, text)| text.starts_with(b"LD_TRACE_LOADED_OBJECTS=")) {
+        return Err(Untraceable("it is asked for its libraries only (ldd)".to_owned()));
+    }
+    let status = fs::read_to_string(format!("/proc/{tid}/status"))?;
+    let mask = ptrace::signal_mask(tid)?;
+    let mut remote = Remote::new(tid, at(linker.syscall_insn))?;
+    let scratch = remote.map(
+        Addr::default(),
+        SCRATCH_BYTES,
+        libc::PROT_READ | libc::PROT_WRITE,
+        libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+        -1,
+    )?;
+    let (spare_words, replaced) = add_preload(&memory, &stack, &environment, agent, scratch)?;
+    remote.registers.rsp = stack.at.value() - 2 * WORD;
+    remote.finish()?;
+    memory.write(debug_state, &[INT3])?;
+    Ok(NewImage {
+        executable,
+        debug_state,
+        original: code[0],
+        r_debug: at(linker.r_debug),
+        spare_words,
+        replaced,
+        scratch,
+        mask,
+        is_trap_ignored: signal_set(&status, "SigIgn:").is_some_and(|set| set >> (libc::SIGTRAP - 1) & 1 == 1),
+    })
+}
+
+fn user_of(tid: Tid) -> io::Result<u32> {
+    use std::os::unix::fs::MetadataExt;
+    fs::metadata(format!("/proc/{tid}")).map(|metadata| metadata.uid())
+}
+
+fn signal_set(status: &str, name: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+    u64::from_str_radix(line.trim(), 16).ok()
+}
+
+/// The environment: where each pointer stands in the vectors, and the string's beginning.
+fn environment(memory: &Memory, stack: &InitialStack) -> io::Result<Vec<(usize, Vec<u8>)>> {
+    const NAME_BYTES: usize = 64;
+    let pointers = stack.vectors.iter().enumerate().skip(stack.environment).take_while(|(_, pointer)| **pointer != 0);
+    pointers.map(|(index, pointer)| Ok((index, memory.read_string(Addr::new(*pointer), NAME_BYTES)?))).collect()
+}
+
+/// Moves the vectors and adds the agent to what is preloaded. Returns where the three spare words begin, and what was replaced.
+fn add_preload(
+    memory: &Memory,
+    stack: &InitialStack,
+    environment: &[(usize, Vec<u8>)],
+    agent: &str,
+    scratch: Addr,
+) -> io::Result<(Addr, Option<(Addr, u64)>)> {
+    const NAME: &[u8] = b"LD_PRELOAD=";
+    let moved = stack.at.offset(-2 * WORD.cast_signed());
+    let word_at = |index: usize| moved.after(index * size_of::<u64>());
+    let preload = environment.iter().find(|(_, text)| text.starts_with(NAME)).map(|(index, _)| *index);
+    let mut text = [NAME, agent.as_bytes()].concat();
+    let mut vectors = stack.vectors.clone();
+    let terminator = vectors.len() - 1;
+    let mut replaced = None;
+    if let Some(index) = preload {
+        let others = memory.read_string(Addr::new(vectors[index]), PRELOAD_LIMIT_BYTES)?;
+        text.push(b':');
+        text.extend_from_slice(&others[NAME.len()..]);
+        replaced = Some((word_at(index), vectors[index]));
+        vectors[index] = scratch.value();
+    }
+    text.push(0);
+    memory.write(scratch, &text)?;
+    // Where there is one already, ours may come twice: the dynamic linker loads it once.
+    vectors.splice(terminator..terminator, [scratch.value(); 2]);
+    let bytes: Vec<u8> = vectors.iter().flat_map(|word| word.to_le_bytes()).collect();
+    memory.write(moved, &bytes)?;
+    Ok((word_at(terminator), replaced))
+}
+
+/// What the dynamic linker reports at the breakpoint.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Report {
+    /// It is about to change the set of objects.
+    Changing,
+    /// Everything is loaded.
+    Loaded,
+}
+
+impl NewImage {
+    /// Whether a thread that a breakpoint stopped is at ours. The program counter is behind it then.
+    pub(crate) fn is_at(&self, pc: Addr) -> bool {
+        pc == self.debug_state.offset(1)
+    }
+
+    /// Takes the thread out of the breakpoint, by doing what the function there does: it returns.
+    pub(crate) fn reached(&self, tid: Tid, memory: &Memory) -> io::Result<Report> {
+        const STATE_BITS: u64 = 0xffff_ffff;
+        let mut registers = ptrace::registers(tid)?;
+        registers.rip = memory.read_word(Addr::new(registers.rsp))?;
+        registers.rsp += WORD;
+        ptrace::set_registers(tid, &registers)?;
+        let state = memory.read_word(self.r_debug.offset(R_STATE_AT))? & STATE_BITS;
+        Ok(if state == RT_CONSISTENT { Report::Loaded } else { Report::Changing })
+    }
+
+    /// Removes every trace of the preload. The thread is stopped and the dynamic linker has read its environment.
+    pub(crate) fn clean(&self, remote: &mut Remote, memory: &Memory, tid: Tid) -> io::Result<()> {
+        memory.write(self.debug_state, &[self.original])?;
+        for (at, word) in [0, AT_IGNORE, 0].into_iter().enumerate() {
+            memory.write_word(self.spare_words.after(at * size_of::<u64>()), word)?;
+        }
+        if let Some((at, pointer)) = self.replaced {
+            memory.write_word(at, pointer)?;
+        }
+        if self.is_trap_ignored {
+            // The kernel made it the default when it delivered our breakpoint.
+            let ignore = [libc::SIG_IGN as u64, 0, 0, 0].map(u64::to_le_bytes).concat();
+            memory.write(self.scratch, &ignore)?;
+            let arguments = [libc::SIGTRAP as u64, self.scratch.value(), 0, 8, 0, 0];
+            remote.syscall(libc::SYS_rt_sigaction, arguments)?;
+        }
+        ptrace::set_signal_mask(tid, self.mask)?;
+        remote.unmap(self.scratch, SCRATCH_BYTES)
+    }
+}

@@ -1,0 +1,150 @@
+//! System calls that a stopped target makes for us.
+//!
+//! Owns [`Remote`]: a thread that is stopped, its registers as they are to be when it goes on, and a `syscall` instruction in its memory.
+//! Invariant: when it is [finished](Remote::finish), the thread's registers are as they were, or as the caller changed them; a system call that was
+//! interrupted by our stop is restarted, as the kernel would have done.
+
+use std::{io, mem::ManuallyDrop};
+
+use trapline_engine::Addr;
+
+use crate::sys::{
+    Tid,
+    ptrace::{self, Stop, SyscallStop},
+};
+
+/// A stopped thread that does as it is told.
+#[derive(Debug)]
+pub(crate) struct Remote {
+    tid: Tid,
+    /// What the thread goes on with.
+    pub(crate) registers: libc::user_regs_struct,
+    syscall_insn: Addr,
+    is_changed: bool,
+    /// Signals that arrived meanwhile.
+    signals: Vec<i32>,
+}
+
+/// The kernel's codes for a system call that is to be started again (include/linux/errno.h).
+const ERESTARTSYS: i64 = -512;
+const ERESTARTNOINTR: i64 = -513;
+const ERESTARTNOHAND: i64 = -514;
+const ERESTART_RESTARTBLOCK: i64 = -516;
+
+const SYSCALL_BYTES: u64 = 2;
+
+/// The largest error number of a system call.
+const MAX_ERRNO: u64 = 4095;
+
+impl Remote {
+    /// Takes over a stopped thread; `syscall_insn` is the address of a `syscall` instruction that it can execute.
+    pub(crate) fn new(tid: Tid, syscall_insn: Addr) -> io::Result<Self> {
+        let mut registers = ptrace::registers(tid)?;
+        restart(&mut registers);
+        Ok(Self { tid, registers, syscall_insn, is_changed: false, signals: Vec::new() })
+    }
+
+    /// Uses another `syscall` instruction from here on.
+    pub(crate) fn use_insn(&mut self, syscall_insn: Addr) {
+        self.syscall_insn = syscall_insn;
+    }
+
+    /// Makes a system call.
+    pub(crate) fn syscall(&mut self, number: libc::c_long, arguments: [u64; 6]) -> io::Result<u64> {
+        self.is_changed = true;
+        let number = number.cast_unsigned() as u64;
+        let mut call = self.registers;
+        call.rip = self.syscall_insn.value();
+        call.rax = number;
+        call.orig_rax = u64::MAX;
+        [call.rdi, call.rsi, call.rdx, call.r10, call.r8, call.r9] = arguments;
+        loop {
+            ptrace::set_registers(self.tid, &call)?;
+            self.to_syscall_stop()?;
+            // The first stop may be the exit of the system call that the thread was stopped in, which spoils rax.
+            if ptrace::syscall_stop(self.tid)? == SyscallStop::Entry(number) {
+                break;
+            }
+        }
+        self.to_syscall_stop()?;
+        let result = ptrace::registers(self.tid)?.rax;
+        if result > u64::MAX - MAX_ERRNO {
+            let errno = i32::try_from(result.wrapping_neg()).unwrap_or(libc::EIO);
+            return Err(io::Error::from_raw_os_error(errno));
+        }
+        Ok(result)
+    }
+
+    fn to_syscall_stop(&mut self) -> io::Result<()> {
+        loop {
+            ptrace::resume_to_syscall(self.tid)?;
+            match ptrace::wait_for(self.tid)? {
+                Stop::Syscall => return Ok(()),
+                Stop::Signal(signal) => self.signals.push(signal),
+                Stop::Exited(_) | Stop::Killed(_) => return Err(io::Error::from_raw_os_error(libc::ESRCH)),
+                _ => {}
+            }
+        }
+    }
+
+    /// Maps memory: `flags` as of mmap(2).
+    pub(crate) fn map(&mut self, at: Addr, len_bytes: u64, protection: i32, flags: i32, descriptor: i64) -> io::Result<Addr> {
+        let [protection, flags] = [protection, flags].map(|bits| u64::from(bits.cast_unsigned()));
+        let arguments = [at.value(), len_bytes, protection, flags, descriptor.cast_unsigned(), 0];
+        self.syscall(libc::SYS_mmap, arguments).map(Addr::new)
+    }
+
+    /// Gives memory back.
+    pub(crate) fn unmap(&mut self, at: Addr, len_bytes: u64) -> io::Result<()> {
+        self.syscall(libc::SYS_munmap, [at.value(), len_bytes, 0, 0, 0, 0]).map(drop)
+    }
+
+    /// Restores the registers. The thread is still stopped; signals that came meanwhile are returned, to be delivered.
+    pub(crate) fn finish(self) -> io::Result<Vec<i32>> {
+        let this = ManuallyDrop::new(self);
+        ptrace::set_registers(this.tid, &this.registers)?;
+        Ok(this.signals.clone())
+    }
+}
+
+/// Winds an interrupted system call back, so that it starts again: what the kernel does itself where no handler runs
+/// (`arch_do_signal_or_restart`). It would not know of it once the thread has made another one.
+fn restart(registers: &mut libc::user_regs_struct) {
+    if registers.orig_rax.cast_signed() < 0 {
+        return;
+    }
+    let again = match registers.rax.cast_signed() {
+        ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND => registers.orig_rax,
+        ERESTART_RESTARTBLOCK => libc::SYS_restart_syscall.cast_unsigned() as u64,
+        _ => return,
+    };
+    registers.rax = again;
+    registers.orig_rax = u64::MAX;
+    registers.rip -= SYSCALL_BYTES;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn registers(number: i64, result: i64) -> libc::user_regs_struct {
+        // SAFETY: plain numbers, for which zero is a value.
+        let mut registers: libc::user_regs_struct = unsafe { std::mem::zeroed() };
+        (registers.orig_rax, registers.rax, registers.rip) = (number.cast_unsigned(), result.cast_unsigned(), 0x1000);
+        registers
+    }
+
+    #[test]
+    fn an_interrupted_system_call_starts_again_and_no_other() {
+        for (result, again) in [(-512, 7), (-513, 7), (-514, 7), (-516, 219)] {
+            let mut interrupted = registers(7, result);
+            restart(&mut interrupted);
+            assert_eq!((interrupted.rip, interrupted.rax), (0xffe, again));
+        }
+        for (number, result) in [(7, 0), (7, -4), (-1, -512)] {
+            let mut other = registers(number, result);
+            restart(&mut other);
+            assert_eq!((other.rip, other.rax), (0x1000, result.cast_unsigned()));
+        }
+    }
+}

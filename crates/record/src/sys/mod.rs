@@ -1,0 +1,20 @@
+//! Every call of the operating system that the recorder makes, each behind a safe function.
+//!
+//! Owns ptrace and wait ([`ptrace`]), a target's memory ([`memory`]), its mappings ([`maps`]), shared memory of our own ([`shared`]), and the
+//! start of a child ([`spawn`]). Nobody else in this crate is unsafe. Invariant: an error is the kernel's own, and whoever calls adds what was being done.
+
+pub(crate) mod maps;
+pub(crate) mod memory;
+pub(crate) mod ptrace;
+pub(crate) mod shared;
+pub(crate) mod spawn;
+
+use std::io;
+
+/// A thread's id, as the recorder's own pid namespace numbers it.
+pub(crate) type Tid = i32;
+
+/// The kernel's -1 as an error.
+fn check(result: libc::c_long) -> io::Result<libc::c_long> {
+    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}

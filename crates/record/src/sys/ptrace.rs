@@ -1,0 +1,217 @@
+//! Ptrace and wait.
+//!
+//! Owns the requests that the tracer makes, and [`Stop`], what a wait status says. All of them are for threads that the calling thread seized;
+//! ptrace knows a tracer by its thread.
+
+use std::io;
+
+use super::{Tid, check};
+
+/// What became of a thread.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Stop {
+    /// It ended by itself; for the leader: the whole process.
+    Exited(i32),
+    /// A signal ended it.
+    Killed(i32),
+    /// A signal is about to be delivered.
+    Signal(i32),
+    /// It entered or left a system call.
+    Syscall,
+    /// `fork`, or a clone that sends SIGCHLD at its end.
+    Fork,
+    /// `vfork`, or a clone whose caller waits likewise.
+    Vfork,
+    /// Any other clone.
+    Clone,
+    /// The child of a vfork has let go of the memory.
+    VforkDone,
+    /// A new program image.
+    Exec,
+    /// It stopped because of a stop signal, with the rest of its group.
+    GroupStop,
+    /// Its first stop, or the answer to [`interrupt`].
+    Interrupted,
+}
+
+/// What [`Stop::Syscall`] was.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum SyscallStop {
+    /// At the entry, of this system call.
+    Entry(u64),
+    /// At the exit.
+    Exit,
+    /// Something else.
+    None,
+}
+
+const EVENT_STOP: i32 = 128;
+const SYSCALL_BIT: i32 = 0x80;
+
+/// What every thread of the tree is traced for. Without `EXITKILL`: if the recorder dies, the kernel lets all go on.
+const OPTIONS: libc::c_int = libc::PTRACE_O_TRACESYSGOOD
+    | libc::PTRACE_O_TRACEFORK
+    | libc::PTRACE_O_TRACEVFORK
+    | libc::PTRACE_O_TRACECLONE
+    | libc::PTRACE_O_TRACEEXEC
+    | libc::PTRACE_O_TRACEVFORKDONE;
+
+fn request(request: libc::c_uint, tid: Tid, addr: usize, data: usize) -> io::Result<()> {
+    // SAFETY: every request that is made below passes either plain numbers, or the address of memory that is as large as the request wants and
+    // outlives the call.
+    check(unsafe { libc::ptrace(request, tid, addr, data) }).map(drop)
+}
+
+/// Becomes the tracer of a thread without stopping it.
+pub(crate) fn seize(tid: Tid) -> io::Result<()> {
+    request(libc::PTRACE_SEIZE, tid, 0, OPTIONS.cast_unsigned() as usize)
+}
+
+/// Makes a thread stop soon, with [`Stop::Interrupted`].
+pub(crate) fn interrupt(tid: Tid) -> io::Result<()> {
+    request(libc::PTRACE_INTERRUPT, tid, 0, 0)
+}
+
+/// Lets a stopped thread go on; `signal` is delivered first, if it is not 0.
+pub(crate) fn resume(tid: Tid, signal: i32) -> io::Result<()> {
+    request(libc::PTRACE_CONT, tid, 0, signal.cast_unsigned() as usize)
+}
+
+/// The same, to the next entry or exit of a system call.
+pub(crate) fn resume_to_syscall(tid: Tid) -> io::Result<()> {
+    request(libc::PTRACE_SYSCALL, tid, 0, 0)
+}
+
+/// Leaves a thread stopped that its group's stop signal stopped, and hears of SIGCONT.
+pub(crate) fn listen(tid: Tid) -> io::Result<()> {
+    request(libc::PTRACE_LISTEN, tid, 0, 0)
+}
+
+/// What an event is about: the new thread's id; for an exec the id that the thread had before.
+pub(crate) fn event_message(tid: Tid) -> io::Result<u64> {
+    let mut message: libc::c_ulong = 0;
+    request(libc::PTRACE_GETEVENTMSG, tid, 0, &raw mut message as usize)?;
+    Ok(message)
+}
+
+/// The general registers.
+pub(crate) fn registers(tid: Tid) -> io::Result<libc::user_regs_struct> {
+    // SAFETY: plain numbers, for which zero is a value.
+    let mut registers: libc::user_regs_struct = unsafe { std::mem::zeroed() };
+    request(libc::PTRACE_GETREGS, tid, 0, &raw mut registers as usize)?;
+    Ok(registers)
+}
+
+/// Sets the general registers.
+pub(crate) fn set_registers(tid: Tid, registers: &libc::user_regs_struct) -> io::Result<()> {
+    request(libc::PTRACE_SETREGS, tid, 0, std::ptr::from_ref(registers) as usize)
+}
+
+/// Bytes of a signal set, as the kernel counts them.
+const SET_BYTES: usize = 8;
+
+/// The signals that a thread blocks: signal n is bit n - 1.
+pub(crate) fn signal_mask(tid: Tid) -> io::Result<u64> {
+    let mut mask = 0_u64;
+    request(libc::PTRACE_GETSIGMASK, tid, SET_BYTES, &raw mut mask as usize)?;
+    Ok(mask)
+}
+
+/// Sets the signals that a thread blocks.
+pub(crate) fn set_signal_mask(tid: Tid, mask: u64) -> io::Result<()> {
+    request(libc::PTRACE_SETSIGMASK, tid, SET_BYTES, &raw const mask as usize)
+}
+
+/// Whether the signal that stopped a thread is the work of a breakpoint instruction.
+pub(crate) fn is_breakpoint(tid: Tid) -> io::Result<bool> {
+    // SAFETY: plain numbers, for which zero is a value.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    request(libc::PTRACE_GETSIGINFO, tid, 0, &raw mut info as usize)?;
+    const SI_KERNEL: i32 = 0x80;
+    Ok(matches!(info.si_code, SI_KERNEL | libc::TRAP_BRKPT))
+}
+
+/// Which side of which system call a thread is at.
+pub(crate) fn syscall_stop(tid: Tid) -> io::Result<SyscallStop> {
+    const GET_SYSCALL_INFO: libc::c_uint = 0x420e;
+    const NUMBER_AT: usize = 24;
+    let mut info = [0_u8; 88];
+    request(GET_SYSCALL_INFO, tid, info.len(), info.as_mut_ptr() as usize)?;
+    let number = info[NUMBER_AT..].first_chunk().map_or(0, |bytes| u64::from_ne_bytes(*bytes));
+    Ok(match info[0] {
+        1 => SyscallStop::Entry(number),
+        2 => SyscallStop::Exit,
+        _ => SyscallStop::None,
+    })
+}
+
+/// The next thing that happened to any traced thread or child, without waiting.
+///
+/// # Errors
+/// `ECHILD` when there is none left.
+pub(crate) fn poll_any() -> io::Result<Option<(Tid, Stop)>> {
+    wait(-1, libc::WNOHANG)
+}
+
+/// Waits for one thread's next stop.
+pub(crate) fn wait_for(tid: Tid) -> io::Result<Stop> {
+    loop {
+        if let Some((_, stop)) = wait(tid, 0)? {
+            return Ok(stop);
+        }
+    }
+}
+
+fn wait(tid: Tid, options: i32) -> io::Result<Option<(Tid, Stop)>> {
+    let mut status = 0;
+    loop {
+        // SAFETY: the status outlives the call.
+        let found = unsafe { libc::waitpid(tid, &raw mut status, libc::__WALL | options) };
+        match check(found.into()) {
+            Ok(0) => return Ok(None),
+            Ok(_) => return Ok(Some((found, classify(status)))),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn classify(status: i32) -> Stop {
+    if libc::WIFEXITED(status) {
+        return Stop::Exited(libc::WEXITSTATUS(status));
+    }
+    if libc::WIFSIGNALED(status) {
+        return Stop::Killed(libc::WTERMSIG(status));
+    }
+    let signal = libc::WSTOPSIG(status);
+    match status >> 16 {
+        0 if signal == libc::SIGTRAP | SYSCALL_BIT => Stop::Syscall,
+        libc::PTRACE_EVENT_FORK => Stop::Fork,
+        libc::PTRACE_EVENT_VFORK => Stop::Vfork,
+        libc::PTRACE_EVENT_CLONE => Stop::Clone,
+        libc::PTRACE_EVENT_VFORK_DONE => Stop::VforkDone,
+        libc::PTRACE_EVENT_EXEC => Stop::Exec,
+        EVENT_STOP if signal == libc::SIGTRAP => Stop::Interrupted,
+        EVENT_STOP => Stop::GroupStop,
+        _ => Stop::Signal(signal),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stops_are_told_apart() {
+        let stopped = |event: i32, signal: i32| classify(event << 16 | signal << 8 | 0x7f);
+        assert_eq!(stopped(0, libc::SIGUSR1), Stop::Signal(libc::SIGUSR1));
+        assert_eq!(stopped(0, 40), Stop::Signal(40), "a real-time signal");
+        assert_eq!(stopped(0, libc::SIGTRAP), Stop::Signal(libc::SIGTRAP));
+        assert_eq!(stopped(0, libc::SIGTRAP | 0x80), Stop::Syscall);
+        assert_eq!(stopped(libc::PTRACE_EVENT_EXEC, libc::SIGTRAP), Stop::Exec);
+        assert_eq!(stopped(EVENT_STOP, libc::SIGTRAP), Stop::Interrupted);
+        assert_eq!(stopped(EVENT_STOP, libc::SIGTSTP), Stop::GroupStop);
+        assert_eq!(classify(7 << 8), Stop::Exited(7));
+        assert_eq!(classify(libc::SIGKILL), Stop::Killed(libc::SIGKILL));
+    }
+}

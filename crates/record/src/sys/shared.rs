@@ -1,0 +1,132 @@
+//! Memory that the recorder shares with its targets: files without a name.
+//!
+//! Owns [`SharedMemory`] and [`sealed_file`]. Targets open them as `/proc/PID/fd/N`, which the kernel allows to the recorder's own user alone.
+
+use std::{
+    ffi::CStr,
+    fs::File,
+    io::{self, Write},
+    os::fd::{AsRawFd, FromRawFd},
+    ptr::NonNull,
+    sync::atomic::{AtomicU32, AtomicU64},
+};
+
+use trapline_abi::pool::{ChunkHeader, PoolHeader};
+
+use super::check;
+
+fn memfd(name: &CStr, flags: libc::c_uint) -> io::Result<File> {
+    // SAFETY: the name is a string that outlives the call.
+    let descriptor = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC | flags) };
+    check(descriptor.into())?;
+    // SAFETY: the descriptor was just made, and nobody else knows it.
+    Ok(unsafe { File::from_raw_fd(descriptor) })
+}
+
+/// A file without a name that nobody can change any more.
+pub(crate) fn sealed_file(name: &CStr, content: &[u8]) -> io::Result<File> {
+    let mut file = memfd(name, libc::MFD_ALLOW_SEALING)?;
+    file.write_all(content)?;
+    let seals = libc::F_SEAL_SEAL | libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_WRITE;
+    // SAFETY: plain numbers.
+    check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) }.into())?;
+    Ok(file)
+}
+
+/// The path by which other processes of the same user open `file`.
+pub(crate) fn path_for_others(file: &File) -> String {
+    format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd())
+}
+
+/// A mapping of a file without a name, all zero at first. Pages that nobody touched take no memory.
+#[derive(Debug)]
+pub(crate) struct SharedMemory {
+    file: File,
+    start: NonNull<u8>,
+    len_bytes: usize,
+}
+
+// SAFETY: (1) the mapping lives as long as the value; (2) it is only read and written through atomics.
+unsafe impl Send for SharedMemory {}
+// SAFETY: as for `Send`.
+unsafe impl Sync for SharedMemory {}
+
+impl SharedMemory {
+    /// `len_bytes` of zeros.
+    pub(crate) fn new(name: &CStr, len_bytes: usize) -> io::Result<Self> {
+        let file = memfd(name, 0)?;
+        file.set_len(len_bytes as u64)?;
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_SHARED | libc::MAP_NORESERVE;
+        // SAFETY: a new mapping at an address of the kernel's choice.
+        let start = unsafe { libc::mmap(std::ptr::null_mut(), len_bytes, protection, flags, file.as_raw_fd(), 0) };
+        let start = NonNull::new(start.cast::<u8>()).filter(|start| start.as_ptr().cast() != libc::MAP_FAILED);
+        let start = start.ok_or_else(io::Error::last_os_error)?;
+        Ok(Self { file, start, len_bytes })
+    }
+
+    /// The file.
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+
+    fn at<T>(&self, offset: usize) -> *const T {
+        assert!(offset + size_of::<T>() <= self.len_bytes && offset.is_multiple_of(align_of::<T>()), "outside of the shared memory");
+        // SAFETY: within the mapping, as was just checked.
+        unsafe { self.start.as_ptr().add(offset) }.cast()
+    }
+
+    /// The pool's header.
+    pub(crate) fn header(&self) -> &PoolHeader {
+        // SAFETY: (1) `at` checks bounds and alignment; (2) it is made of atomics, for which all bits are values.
+        unsafe { &*self.at::<PoolHeader>(0) }
+    }
+
+    /// The header of a chunk, at this offset in bytes.
+    pub(crate) fn chunk_header(&self, offset: usize) -> &ChunkHeader {
+        // SAFETY: as in `header`.
+        unsafe { &*self.at::<ChunkHeader>(offset) }
+    }
+
+    /// Words from `offset` in bytes on.
+    pub(crate) fn words(&self, offset: usize, count: usize) -> &[AtomicU64] {
+        assert!(offset + count * 8 <= self.len_bytes, "outside of the shared memory");
+        // SAFETY: (1) `at` checks the first word, the line above the others; (2) atomics of all bits.
+        unsafe { std::slice::from_raw_parts(self.at::<AtomicU64>(offset), count) }
+    }
+}
+
+impl Drop for SharedMemory {
+    fn drop(&mut self) {
+        // SAFETY: (1) this is the mapping that `new` made; (2) references into it borrow from `self`.
+        unsafe { libc::munmap(self.start.as_ptr().cast(), self.len_bytes) };
+    }
+}
+
+/// Wakes everybody who sleeps on a word, in whatever process.
+pub(crate) fn wake_all(word: &AtomicU32) {
+    // SAFETY: the word outlives the call.
+    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, i32::MAX, 0, 0, 0) };
+}
+
+/// The time-stamp counter.
+pub(crate) fn tsc() -> u64 {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: every CPU of this kind has it, and Linux does not forbid it.
+    unsafe {
+        core::arch::x86_64::_rdtsc()
+    }
+    #[cfg(target_arch = "x86")]
+    // SAFETY: as above.
+    unsafe {
+        core::arch::x86::_rdtsc()
+    }
+}
+
+/// Nanoseconds of `CLOCK_MONOTONIC`.
+pub(crate) fn monotonic_ns() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the time outlives the call.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    time.tv_sec.cast_unsigned() as u64 * 1_000_000_000 + time.tv_nsec.cast_unsigned() as u64
+}

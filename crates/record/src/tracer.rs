@@ -1,0 +1,508 @@
+//! The tracer: what happens to the tasks of the traced tree, from launch to the last exit.
+//!
+//! Owns [`Tracer`], the only thread that may use ptrace. It follows forks, threads and execs, has new images [prepared](crate::exec) and
+//! [armed](crate::arm), gives forked children a pool of their own, and stays out of the way otherwise: signals and stops go where they would have gone.
+//! Neighbours: the [drain](crate::drain) writes what the tracer learns into the trace. Invariant: a task that stopped is resumed, whatever goes
+//! wrong; a process that cannot be traced runs untraced, and the summary says why.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    fs, io,
+    sync::{Arc, mpsc::Receiver},
+    time::Duration,
+};
+
+use trapline_abi::thread::{RESET_BYTES, Thread};
+use trapline_engine::Addr;
+use trapline_trace::{Exit, How, Process};
+
+use crate::{
+    Options,
+    arm::{Armory, Space},
+    drain::{Drain, Message, SpaceId},
+    error::{Doing, Error},
+    exec::{self, Linkers, NewImage, Report, Untraceable},
+    remote::Remote,
+    sys::{
+        Tid,
+        memory::Memory,
+        ptrace::{self, Stop},
+        shared,
+        spawn::{self, Inbox},
+    },
+};
+
+/// A thread, or the only thread of a process.
+#[derive(Debug)]
+struct Task {
+    /// Its process: an id of [`Tracer::processes`].
+    process: u32,
+    /// Whose memory it uses; `None` if that is not traced.
+    space: Option<SpaceId>,
+    /// An image that is being loaded.
+    loading: Option<Box<NewImage>>,
+    /// Its id as it sees it itself.
+    tid_inside: u32,
+    /// Its thread state, while a vfork child goes on with that.
+    lent: Option<Lent>,
+}
+
+/// What a vfork child has borrowed.
+#[derive(Clone, Copy, Debug)]
+struct Lent {
+    /// Where the [`Thread`] lies.
+    thread: Addr,
+    /// The frame that was innermost.
+    top: u64,
+    /// The child, as it sees itself.
+    child_inside: u32,
+}
+
+/// How the traced tree went.
+#[derive(Debug, Default)]
+pub(crate) struct Outcome {
+    /// How the launched program ended.
+    pub(crate) status: Option<Stop>,
+    /// Images that ran untraced, and why.
+    pub(crate) untraced: BTreeMap<String, String>,
+    /// Processes that were traced.
+    pub(crate) processes: u32,
+}
+
+/// See the module's text.
+pub(crate) struct Tracer<'a> {
+    options: &'a Options,
+    inbox: Inbox,
+    changed: Receiver<SpaceId>,
+    drain: &'a Drain,
+    armory: Armory,
+    linkers: Linkers,
+    tasks: HashMap<Tid, Task>,
+    spaces: HashMap<SpaceId, Space>,
+    /// Threads that stopped before their creator was seen to create them.
+    unclaimed: HashMap<Tid, Stop>,
+    /// Threads that were created, and have not stopped yet.
+    expected: HashSet<Tid>,
+    /// Spaces a thread of which waits until new objects are seen to.
+    requests: HashMap<Tid, SpaceId>,
+    main: Tid,
+    next_process: u32,
+    next_space: u32,
+    outcome: Outcome,
+}
+
+impl<'a> Tracer<'a> {
+    pub(crate) fn new(
+        options: &'a Options,
+        inbox: Inbox,
+        changed: Receiver<SpaceId>,
+        drain: &'a Drain,
+        armory: Armory,
+    ) -> Self {
+        Self {
+            options,
+            inbox,
+            changed,
+            drain,
+            armory,
+            linkers: Linkers::default(),
+            tasks: HashMap::new(),
+            spaces: HashMap::new(),
+            unclaimed: HashMap::new(),
+            expected: HashSet::new(),
+            requests: HashMap::new(),
+            main: 0,
+            next_process: 0,
+            next_space: 0,
+            outcome: Outcome::default(),
+        }
+    }
+
+    /// Traces a child that waits to execute, and everything that comes from it, until the last of them has ended.
+    pub(crate) fn run(mut self, child: spawn::Waiting) -> Result<(Outcome, Armory), Error> {
+        self.main = child.pid;
+        ptrace::seize(child.pid).doing(|| format!("tracing process {}", child.pid))?;
+        let process = self.new_process(child.pid, None, How::Launched);
+        let task = Task { process, space: None, loading: None, tid_inside: id_inside(child.pid), lent: None };
+        self.tasks.insert(child.pid, task);
+        let failure = child.go().doing(|| "starting the program".to_owned())?;
+        loop {
+            match ptrace::poll_any() {
+                Ok(Some((tid, stop))) => self.stopped(tid, stop),
+                Ok(None) => {
+                    self.see_to_requests();
+                    const AT_LEAST: Duration = Duration::from_secs(1);
+                    for signal in self.inbox.wait(AT_LEAST).doing(|| "waiting for the program".to_owned())? {
+                        spawn::kill(self.main, signal);
+                    }
+                }
+                // No child is left.
+                Err(_) => break,
+            }
+        }
+        if self.outcome.processes == 0
+            && let Some(error) = spawn::exec_error(&failure)
+        {
+            return Err(error).doing(|| "executing the program".to_owned());
+        }
+        Ok((self.outcome, self.armory))
+    }
+
+    fn stopped(&mut self, tid: Tid, stop: Stop) {
+        if let Stop::Exited(_) | Stop::Killed(_) = stop {
+            return self.ended(tid, stop);
+        }
+        if !self.tasks.contains_key(&tid) {
+            self.unclaimed.insert(tid, stop);
+            return;
+        }
+        if self.expected.remove(&tid) {
+            return self.started(tid, stop);
+        }
+        match stop {
+            Stop::Signal(libc::SIGTRAP) if self.is_at_breakpoint(tid) => self.at_breakpoint(tid),
+            Stop::Signal(signal) => resume(tid, signal),
+            Stop::Fork | Stop::Vfork | Stop::Clone => self.created(tid, stop),
+            Stop::VforkDone => self.vfork_done(tid),
+            Stop::Exec => self.executed(tid),
+            // An error means that the task is gone: its end is reported.
+            Stop::GroupStop => drop(ptrace::listen(tid)),
+            Stop::Interrupted if self.requests.contains_key(&tid) => self.objects_changed(tid),
+            Stop::Interrupted | Stop::Syscall | Stop::Exited(_) | Stop::Killed(_) => resume(tid, 0),
+        }
+    }
+
+    fn new_process(&mut self, pid: Tid, parent: Option<u32>, how: How) -> u32 {
+        let id = self.next_process;
+        self.next_process += 1;
+        let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let command = command.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned());
+        let mut command: Vec<String> = command.collect();
+        command.pop();
+        let executable = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+        let process = Process {
+            id,
+            pid: pid.cast_unsigned(),
+            parent,
+            command,
+            executable: executable.to_string_lossy().into_owned(),
+            started_tsc: shared::tsc(),
+            how,
+        };
+        self.drain.write(move |writer| writer.process(&process));
+        id
+    }
+
+    /// A task has made another one.
+    fn created(&mut self, parent: Tid, stop: Stop) {
+        if let Err(error) = self.try_created(parent, stop) {
+            self.note_failure(parent, &error);
+        }
+        resume(parent, 0);
+    }
+
+    fn try_created(&mut self, parent: Tid, stop: Stop) -> io::Result<()> {
+        let child = Tid::try_from(ptrace::event_message(parent)?).unwrap_or(0);
+        let Some(task) = self.tasks.get(&parent) else { return Ok(()) };
+        let (mut process, space) = (task.process, task.space);
+        let is_thread = thread_group(child) != Some(child);
+        let shares_memory =
+            is_thread || spawn::share_memory(parent, child).unwrap_or(matches!(stop, Stop::Vfork | Stop::Clone));
+        if !is_thread {
+            process = self.new_process(child, Some(process), if shares_memory { How::Vfork } else { How::Fork });
+        }
+        let child_space = match space {
+            Some(space) if shares_memory => {
+                if let Some(space) = self.spaces.get_mut(&space) {
+                    space.tasks += 1;
+                }
+                Some(space)
+            }
+            // A copy: the child gets a space of its own when it has stopped.
+            other => other,
+        };
+        let task = Task { process, space: child_space, loading: None, tid_inside: id_inside(child), lent: None };
+        let pid_inside = task.tid_inside;
+        self.tasks.insert(child, task);
+        if let (Some(space), false, true) = (space, is_thread, shares_memory) {
+            self.drain.tell(Message::Process { space, pid_inside, pid: child, process });
+            if stop == Stop::Vfork {
+                self.lend_thread_state(parent, space, pid_inside)?;
+            }
+        }
+        if !shares_memory {
+            self.copies_memory(child, space);
+        }
+        if let Some(stop) = self.unclaimed.remove(&child) {
+            self.started(child, stop);
+        } else {
+            self.expected.insert(child);
+        }
+        Ok(())
+    }
+
+    /// A child has a copy of its parent's memory: the code there is armed, the pool is the parent's.
+    fn copies_memory(&mut self, child: Tid, parent_space: Option<SpaceId>) {
+        let copy = parent_space.and_then(|space| self.spaces.get(&space)).map(Space::forked);
+        let id = SpaceId(self.next_space);
+        self.next_space += 1;
+        let Some(task) = self.tasks.get_mut(&child) else { return };
+        task.space = copy.is_some().then_some(id);
+        if let Some(space) = copy {
+            self.spaces.insert(id, space);
+        }
+    }
+
+    /// A new task has stopped for the first time.
+    fn started(&mut self, tid: Tid, stop: Stop) {
+        if let Some(id) = self.tasks.get(&tid).and_then(|task| task.space)
+            && self.spaces.get(&id).is_some_and(|space| space.pool.is_none())
+            && let Err(error) = self.adopt(tid, id)
+        {
+            self.note_failure(tid, &error);
+        }
+        match stop {
+            Stop::Interrupted => resume(tid, 0),
+            stop => self.stopped(tid, stop),
+        }
+    }
+
+    /// Gives a forked child its own pool, in place of its parent's.
+    fn adopt(&mut self, tid: Tid, id: SpaceId) -> io::Result<()> {
+        let Some(task) = self.tasks.get(&tid) else { return Ok(()) };
+        let (process, pid_inside) = (task.process, task.tid_inside);
+        let Some(space) = self.spaces.get_mut(&id) else { return Ok(()) };
+        let memory = Memory::open(tid)?;
+        let registers = ptrace::registers(tid)?;
+        memory.write(space.thread_at(registers.fs_base), &[0; RESET_BYTES])?;
+        let pool = self.armory.new_pool(self.options)?;
+        let mut remote = Remote::new(tid, space.syscall_insn())?;
+        let mapped = space.map_pool(&mut remote, &memory, &pool);
+        remote.finish()?;
+        if let Err(error) = mapped {
+            space.forget_pool(&memory)?;
+            return Err(error);
+        }
+        space.memory = Some(memory);
+        space.pool = Some(Arc::clone(&pool));
+        for load in space.loads(process) {
+            self.drain.write(move |writer| writer.load(&load));
+        }
+        self.drain.tell(Message::Pool(id, pool));
+        self.drain.tell(Message::Process { space: id, pid_inside, pid: tid, process });
+        self.outcome.processes += 1;
+        Ok(())
+    }
+
+    /// A vfork child goes on with its parent's thread state, and with its own chunks.
+    fn lend_thread_state(&mut self, parent: Tid, space: SpaceId, child_inside: u32) -> io::Result<()> {
+        let (Some(space), Some(task)) = (self.spaces.get(&space), self.tasks.get_mut(&parent)) else { return Ok(()) };
+        let registers = ptrace::registers(parent)?;
+        let thread = space.thread_at(registers.fs_base);
+        let top = space.end_chunk_of(thread, task.tid_inside)?;
+        task.lent = Some(Lent { thread, top, child_inside });
+        Ok(())
+    }
+
+    fn vfork_done(&mut self, parent: Tid) {
+        if let Some(task) = self.tasks.get_mut(&parent)
+            && let Some(Lent { thread, top, child_inside }) = task.lent.take()
+            && let Some(space) = task.space.and_then(|space| self.spaces.get(&space))
+            && let Err(error) = space.end_chunk_of(thread, child_inside).and_then(|_| space.set_top(thread, top))
+        {
+            self.note_failure(parent, &error);
+        }
+        resume(parent, 0);
+    }
+
+    /// A task has replaced its program.
+    fn executed(&mut self, tid: Tid) {
+        // The kernel gives the leader's id to the thread that executes; the id that it had is gone.
+        if let Ok(former) = ptrace::event_message(tid)
+            && let Ok(former) = Tid::try_from(former)
+            && former != tid
+            && let Some(task) = self.tasks.remove(&former)
+        {
+            self.leave_space(&task);
+        }
+        let Some(mut task) = self.tasks.remove(&tid) else { return resume(tid, 0) };
+        self.leave_space(&task);
+        let old = task.process;
+        let tsc = shared::tsc();
+        self.drain.write(move |writer| writer.exit(&Exit { process: old, status: None, tsc }));
+        task.process = self.new_process(tid, Some(old), How::Exec);
+        task.space = None;
+        task.loading = match exec::prepare(tid, self.armory.agent_path(), &mut self.linkers) {
+            Ok(image) => Some(Box::new(image)),
+            Err(reason) => {
+                self.note_untraced(tid, reason);
+                None
+            }
+        };
+        self.tasks.insert(tid, task);
+        resume(tid, 0);
+    }
+
+    fn is_at_breakpoint(&self, tid: Tid) -> bool {
+        let image = self.tasks.get(&tid).and_then(|task| task.loading.as_ref());
+        image.is_some_and(|image| {
+            ptrace::is_breakpoint(tid).unwrap_or(false)
+                && ptrace::registers(tid).is_ok_and(|registers| image.is_at(Addr::new(registers.rip)))
+        })
+    }
+
+    fn at_breakpoint(&mut self, tid: Tid) {
+        let image = self.tasks.get_mut(&tid).and_then(|task| task.loading.take());
+        let Some(image) = image else { return resume(tid, 0) };
+        let report = Memory::open(tid).and_then(|memory| Ok((image.reached(tid, &memory)?, memory)));
+        match report {
+            Ok((Report::Changing, _)) => {
+                if let Some(task) = self.tasks.get_mut(&tid) {
+                    task.loading = Some(image);
+                }
+                resume(tid, 0);
+            }
+            Ok((Report::Loaded, memory)) => {
+                match self.arm(tid, &image, memory) {
+                    Ok(signals) => resume_with(tid, &signals),
+                    Err(reason) => {
+                        self.note_untraced(tid, reason);
+                        resume(tid, 0);
+                    }
+                }
+            }
+            Err(error) => {
+                self.note_untraced(tid, error.into());
+                resume(tid, 0);
+            }
+        }
+    }
+
+    fn arm(&mut self, tid: Tid, image: &NewImage, memory: Memory) -> Result<Vec<i32>, Untraceable> {
+        let Some(task) = self.tasks.get(&tid) else { return Ok(Vec::new()) };
+        let (process, pid_inside) = (task.process, task.tid_inside);
+        let (space, signals) = self.armory.arm_image(tid, process, image, memory, self.options, self.drain)?;
+        let id = SpaceId(self.next_space);
+        self.next_space += 1;
+        if let Some(pool) = &space.pool {
+            self.drain.tell(Message::Pool(id, Arc::clone(pool)));
+            self.drain.tell(Message::Process { space: id, pid_inside, pid: tid, process });
+        }
+        self.spaces.insert(id, space);
+        if let Some(task) = self.tasks.get_mut(&tid) {
+            task.space = Some(id);
+        }
+        self.outcome.processes += 1;
+        Ok(signals)
+    }
+
+    /// Stops the threads that wait until we have looked at their processes' new objects.
+    fn see_to_requests(&mut self) {
+        while let Ok(id) = self.changed.try_recv() {
+            let Some(space) = self.spaces.get(&id) else { continue };
+            let requester = space.requester();
+            let waiting = self.tasks.iter().find(|(_, task)| task.space == Some(id) && task.tid_inside == requester);
+            if let Some((tid, _)) = waiting {
+                let tid = *tid;
+                self.requests.insert(tid, id);
+                if ptrace::interrupt(tid).is_err() {
+                    self.requests.remove(&tid);
+                }
+            } else {
+                space.answer();
+            }
+        }
+    }
+
+    fn objects_changed(&mut self, tid: Tid) {
+        let Some(id) = self.requests.remove(&tid) else { return resume(tid, 0) };
+        let process = self.tasks.get(&tid).map(|task| task.process);
+        let mut signals = Vec::new();
+        if let (Some(process), Some(space)) = (process, self.spaces.get_mut(&id)) {
+            match self.armory.arm_changes(tid, process, space, self.options, self.drain) {
+                Ok(found) => signals = found,
+                Err(reason) => self.note_untraced(tid, reason),
+            }
+        }
+        if let Some(space) = self.spaces.get(&id) {
+            space.answer();
+        }
+        resume_with(tid, &signals);
+    }
+
+    fn ended(&mut self, tid: Tid, stop: Stop) {
+        self.unclaimed.remove(&tid);
+        self.expected.remove(&tid);
+        if tid == self.main {
+            self.outcome.status = Some(stop);
+        }
+        let Some(task) = self.tasks.remove(&tid) else { return };
+        let is_last = !self.tasks.values().any(|other| other.process == task.process);
+        self.leave_space(&task);
+        if is_last {
+            let status = match stop {
+                Stop::Exited(code) => Some(code << 8),
+                Stop::Killed(signal) => Some(signal),
+                _ => None,
+            };
+            let exit = Exit { process: task.process, status, tsc: shared::tsc() };
+            self.drain.write(move |writer| writer.exit(&exit));
+        }
+    }
+
+    fn leave_space(&mut self, task: &Task) {
+        let Some(id) = task.space else { return };
+        let Some(space) = self.spaces.get_mut(&id) else { return };
+        space.tasks -= 1;
+        if space.tasks == 0 {
+            self.spaces.remove(&id);
+            self.drain.tell(Message::SpaceEnded(id));
+        } else {
+            self.drain.tell(Message::ThreadEnded { space: id, tid_inside: task.tid_inside });
+        }
+    }
+
+    fn note_untraced(&mut self, tid: Tid, reason: Untraceable) {
+        let executable = fs::read_link(format!("/proc/{tid}/exe")).unwrap_or_default();
+        self.outcome.untraced.insert(executable.to_string_lossy().into_owned(), reason.0);
+    }
+
+    /// The task may be dying: then there is nothing to say. Else its process is traced in part.
+    fn note_failure(&mut self, tid: Tid, error: &io::Error) {
+        if error.raw_os_error() != Some(libc::ESRCH) {
+            self.note_untraced(tid, Untraceable(error.to_string()));
+        }
+    }
+}
+
+/// Lets a task go on. It may have been killed meanwhile; then its end is reported next.
+fn resume(tid: Tid, signal: i32) {
+    let _ = ptrace::resume(tid, signal);
+}
+
+/// The same, with signals that arrived while it worked for us.
+fn resume_with(tid: Tid, signals: &[i32]) {
+    for signal in signals.iter().skip(1) {
+        spawn::kill(tid, *signal);
+    }
+    resume(tid, signals.first().copied().unwrap_or(0));
+}
+
+fn status_field(tid: Tid, name: &str) -> Option<String> {
+    let status = fs::read_to_string(format!("/proc/{tid}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix(name)).map(|value| value.trim().to_owned())
+}
+
+/// The id of a thread's process.
+fn thread_group(tid: Tid) -> Option<Tid> {
+    status_field(tid, "Tgid:")?.parse().ok()
+}
+
+/// A thread's id as its own pid namespace numbers it.
+fn id_inside(tid: Tid) -> u32 {
+    let ids = status_field(tid, "NSpid:");
+    let inside = ids.as_deref().and_then(|ids| ids.split_whitespace().last()).and_then(|id| id.parse().ok());
+    inside.unwrap_or(tid.cast_unsigned())
+}
+
+const _: () = assert!(RESET_BYTES < size_of::<Thread>());
