@@ -15,7 +15,7 @@ mod lifetime;
 use std::hint::black_box;
 
 use common::{
-    calls::{Tally, Watched, Workers, count, repeat_until_trapped, seen},
+    calls::{Tally, Watched, Workers, count, seen, toggle_until_trapped},
     child::in_child,
     fixture::{Compiled, Library, function},
     maps,
@@ -53,7 +53,7 @@ fn toggle_under_load(tracer: &Tracer, rounds: usize) {
     let ops = watched::<0>(tracer, "*doubled*");
     let workers = Workers::start(THREADS, &[0], call_doubled);
     ops.toggle(rounds, &workers);
-    repeat_until_trapped(tracer, 1, || ops.toggle(1, &workers));
+    toggle_until_trapped(tracer, || ops.blink());
     workers.assert_exact(0);
 }
 
@@ -119,6 +119,7 @@ fn share_a_site(tracer: &Tracer) -> Vec<Tally> {
     stays.enable();
     let workers = Workers::start(THREADS, &[0, 1], call_doubled);
     toggled.toggle(ROUNDS, &workers);
+    toggle_until_trapped(tracer, || toggled.blink());
     // With a third one there are lists on either side of the change.
     let third = watched::<2>(tracer, "*d*bled*");
     third.enable();
@@ -163,7 +164,7 @@ fn toggle_compiled(compiled: Compiled) {
     let call = calls_of(&library);
     let workers = Workers::start(THREADS, &[0], call);
     ops.toggle(ROUNDS, &workers);
-    repeat_until_trapped(&tracer, 1, || ops.toggle(1, &workers));
+    toggle_until_trapped(&tracer, || ops.blink());
     workers.assert_exact(0);
     let stats = tracer.stats();
     assert_eq!(stats.pokes, 3 * stats.batches, "three functions each: {stats:?}");

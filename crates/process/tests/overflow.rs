@@ -219,8 +219,7 @@ fn call_and_hold() {
     }
 }
 
-/// Toggles while two threads call and hold values, in one situation of their stacks, until they have met the breakpoints that the test is about. Where
-/// other programs keep the processors busy, the two threads and the one that pokes seldom run at once, and that takes a while.
+/// Toggles while two threads call and hold values, in one situation of their stacks, until they have met the breakpoints that the test is about.
 fn hold_under_load(builder: Builder, stack: Stack, is_enough: impl Fn(&TrapStats) -> bool) -> TrapStats {
     let tracer = builder.build().expect("a tracer");
     let filter = Filter::name("*::touched*").or_name("*::transparent*");
@@ -235,15 +234,18 @@ fn hold_under_load(builder: Builder, stack: Stack, is_enough: impl Fn(&TrapStats
         }
         stack.call();
     });
-    let mut rounds = 0;
-    while rounds < 10 || !is_enough(&tracer.stats().traps) {
-        rounds += 1;
+    for round in 0..10 {
         stays.enable();
         for _ in 0..20 {
             toggled.enable().expect("enabling");
             workers.await_calls(10);
             toggled.disable().expect("disabling");
             workers.await_calls(10);
+        }
+        // Without a rest, so that pokes are interrupted half way where threads share a processor.
+        while round == 9 && !is_enough(&tracer.stats().traps) {
+            toggled.enable().expect("enabling");
+            toggled.disable().expect("disabling");
         }
         workers.await_each();
         stays.disable();

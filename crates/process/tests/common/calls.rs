@@ -85,6 +85,12 @@ impl Watched {
         announce(&watches, ON + 1);
     }
 
+    /// Turns it on and off again at once.
+    pub(crate) fn blink(&self) {
+        self.enable();
+        self.disable();
+    }
+
     fn change(&self, from: usize, change: impl FnOnce(&Ops)) {
         announce(&self.watches, from);
         change(&self.ops);
@@ -107,14 +113,14 @@ impl Watched {
     }
 }
 
-/// Repeats a change of sites this often, and then until somebody has met a breakpoint there: a test of what happens then shows nothing else. Where
-/// threads share one processor that takes a while.
-pub(crate) fn repeat_until_trapped(tracer: &Tracer, times: usize, mut change: impl FnMut()) {
+/// Toggles an ops until somebody has met a breakpoint there, for a test of what happens then shows nothing else.
+///
+/// Without a rest: on a processor that threads share, a caller meets one only if the poke is interrupted half way, and a thread that always waits for
+/// others between its pokes is interrupted in none of them.
+pub(crate) fn toggle_until_trapped(tracer: &Tracer, mut toggle: impl FnMut()) {
     let before = tracer.stats().traps.traps;
-    let mut made = 0;
-    while made < times || tracer.stats().traps.traps == before {
-        change();
-        made += 1;
+    while tracer.stats().traps.traps == before {
+        toggle();
     }
 }
 

@@ -16,7 +16,7 @@ use trapline_process::{Addr, CallFrame, Error, Filter, RawCallback, Tracer, trac
 use crate::{
     THREADS,
     common::{
-        calls::{Watched, Workers, count, repeat_until_trapped},
+        calls::{Watched, Workers, count, toggle_until_trapped},
         child::in_child,
         fixture::{Compiled, function},
     },
@@ -301,13 +301,17 @@ fn vector_arguments_survive_a_callback_that_writes_every_vector_register() {
             assert_eq!(mix_is_right(1.25), 1);
             assert!(!has_avx || combine_is_right(1.25) == 1);
         });
-        repeat_until_trapped(&tracer, 100, || {
+        for _ in 0..100 {
             ops.enable().expect("enabling");
             let before = calls.load(Ordering::SeqCst);
             workers.await_each();
             assert!(calls.load(Ordering::SeqCst) > before);
             ops.disable().expect("disabling");
             workers.await_calls(10);
+        }
+        toggle_until_trapped(&tracer, || {
+            ops.enable().expect("enabling");
+            ops.disable().expect("disabling");
         });
         workers.finish();
     });
@@ -383,7 +387,7 @@ fn arithmetic_flags_pass_through_trampolines_and_breakpoints() {
         all.toggle(100, &workers);
         few.enable();
         all.toggle(100, &workers);
-        repeat_until_trapped(&tracer, 1, || all.toggle(1, &workers));
+        toggle_until_trapped(&tracer, || all.blink());
         few.disable();
         workers.assert_exact(1);
     });
