@@ -5,7 +5,7 @@
 //! in which a chunk first meets them, and the return of the innermost frame has no number to it. *Times* are differences. Codes repeat
 //! themselves, so they are compressed; times hardly do, so now and then it is tried whether that pays. Invariant: a chunk can be decoded without any other.
 
-use trapline_abi::record::{self, DEPTH_BITS, Event, TSC_BITS};
+use trapline_abi::record::{self, DEPTH_BITS, Event, KIND_SHIFT, MAX_SITES, TSC_BITS, kind};
 
 use crate::{
     Error,
@@ -15,15 +15,21 @@ use crate::{
 /// The most records that one chunk holds.
 pub const MAX_RECORDS: usize = 1 << 16;
 
-/// Of zstd. Negative levels are the fast ones.
+/// Levels of zstd; negative ones are the fast ones. And what a column has to shrink to, in sixteenths, to be worth its time: codes of loops do,
+/// those of a walk without a pattern do not.
 const CODES_LEVEL: i32 = 1;
+const CODES_WORTH: usize = 6;
 const TIMES_LEVEL: i32 = -1;
+const TIMES_WORTH: usize = 12;
+
+/// Codes are compressed in any case if records take more than half of this: calls are to take less than 8 bytes.
+const LONG_HALF_BYTES: usize = 7;
 
 /// Columns that are shorter stay as they are: a frame of zstd alone takes a dozen bytes.
 const MIN_COMPRESSED_BYTES: usize = 64;
 
-/// After how many chunks it is tried again whether compressing times pays.
-const TIMES_RETRY: u32 = 16;
+/// After how many chunks it is tried again whether compressing pays.
+const RETRY_CHUNKS: u32 = 32;
 
 /// The most bytes that one record takes in each column.
 const CODE_BYTES: usize = 8;
@@ -80,21 +86,16 @@ impl Encoded {
 pub struct Encoder {
     codes: Vec<u8>,
     times: Vec<u8>,
-    /// For each site, which chunk met it last (upper half) and its number in that one (lower half).
+    /// For each kind and site, as they lie in a record, which chunk met it last (upper half) and its number in that one (lower half).
     known: Vec<u64>,
     chunk: u32,
-    codes_compressor: zstd::bulk::Compressor<'static>,
-    times_compressor: zstd::bulk::Compressor<'static>,
-    times_pay: bool,
-    times_trial: u32,
+    codes_press: Press,
+    times_press: Press,
 }
 
 impl std::fmt::Debug for Encoder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Encoder")
-            .field("chunk", &self.chunk)
-            .field("times_pay", &self.times_pay)
-            .finish_non_exhaustive()
+        f.debug_struct("Encoder").field("chunk", &self.chunk).finish_non_exhaustive()
     }
 }
 
@@ -102,10 +103,11 @@ impl std::fmt::Debug for Encoder {
 struct Columns {
     codes_bytes: usize,
     times_bytes: usize,
-    first_tsc: u64,
+    first_tsc: Option<u64>,
     tsc: u64,
     depth: u32,
-    records: u32,
+    /// What the next site that is new to the chunk is called.
+    next_known: u64,
     calls: u32,
     torn: u32,
 }
@@ -121,10 +123,8 @@ impl Encoder {
             times: Vec::new(),
             known: Vec::new(),
             chunk: 0,
-            codes_compressor: zstd::bulk::Compressor::new(CODES_LEVEL).map_err(Error::Compress)?,
-            times_compressor: zstd::bulk::Compressor::new(TIMES_LEVEL).map_err(Error::Compress)?,
-            times_pay: false,
-            times_trial: 0,
+            codes_press: Press::new(CODES_LEVEL, CODES_WORTH)?,
+            times_press: Press::new(TIMES_LEVEL, TIMES_WORTH)?,
         })
     }
 
@@ -137,30 +137,21 @@ impl Encoder {
             return Err(Error::TooLong { what: "records", bytes: batch.records.len() * 8, limit: MAX_RECORDS * 8 });
         }
         let columns = self.columns(batch);
+        let records = len_u32(batch.records.len()) - columns.torn;
         let mut payload = vec![0; EVENTS_HEADER_BYTES];
         payload.reserve(columns.codes_bytes + columns.times_bytes);
         let codes = &self.codes[..columns.codes_bytes];
-        let codes_stored = append_compressed(&mut self.codes_compressor, codes, &mut payload)?;
+        let is_long = columns.codes_bytes + columns.times_bytes > batch.records.len() * LONG_HALF_BYTES / 2;
+        let codes_stored = self.codes_press.append(codes, is_long, &mut payload)?;
         let times = &self.times[..columns.times_bytes];
-        self.times_trial += 1;
-        let times_stored = if self.times_pay || self.times_trial >= TIMES_RETRY {
-            let stored = append_compressed(&mut self.times_compressor, times, &mut payload)?;
-            if times.len() >= MIN_COMPRESSED_BYTES {
-                // An eighth less is worth the time that it takes.
-                (self.times_pay, self.times_trial) = (stored < times.len() - times.len() / 8, 0);
-            }
-            stored
-        } else {
-            payload.extend_from_slice(times);
-            times.len()
-        };
+        let times_stored = self.times_press.append(times, false, &mut payload)?;
         debug_assert!(payload.len() <= MAX_PAYLOAD_BYTES);
         put_u32(&mut payload, field::STREAM, batch.stream);
-        put_u64(&mut payload, field::FIRST_TSC, columns.first_tsc);
+        put_u64(&mut payload, field::FIRST_TSC, columns.first_tsc.unwrap_or(columns.tsc));
         put_u64(&mut payload, field::LAST_TSC, columns.tsc);
         put_u64(&mut payload, field::LOST_BEFORE, batch.lost_before);
         put_u32(&mut payload, field::DEPTH, batch.start.depth);
-        put_u32(&mut payload, field::RECORDS, columns.records);
+        put_u32(&mut payload, field::RECORDS, records);
         put_u32(&mut payload, field::CALLS, columns.calls);
         put_u32(&mut payload, field::TORN, columns.torn);
         put_len(&mut payload, field::CODES_BYTES, columns.codes_bytes);
@@ -170,7 +161,7 @@ impl Encoder {
         Ok(Encoded {
             stream: batch.stream,
             end: Position { tsc: columns.tsc, depth: columns.depth },
-            records: columns.records,
+            records,
             calls: columns.calls,
             torn: columns.torn,
             lost_before: batch.lost_before,
@@ -179,99 +170,110 @@ impl Encoder {
     }
 
     /// Fills both columns.
-    #[expect(clippy::cast_possible_truncation, reason = "a number is cut into its bytes; payloads have 21 bits")]
+    #[expect(clippy::needless_bitwise_bool, reason = "a lazy operator is a branch")]
     fn columns(&mut self, batch: &Batch<'_>) -> Columns {
-        const HALF: u64 = 1 << (TSC_BITS - 1);
-        const TSC_MASK: u64 = (1 << TSC_BITS) - 1;
         // A record needs at most this much room, so that the loop need not ask.
         grow(&mut self.codes, (batch.records.len() + 1) * CODE_BYTES);
         grow(&mut self.times, (batch.records.len() + 1) * TIME_BYTES);
         self.start_chunk();
-        let (mut at, mut time_at) = (0, 0);
-        let mut next_known = code::KNOWN as u32;
-        let Position { mut tsc, mut depth } = batch.start;
-        let (mut calls, mut torn) = (0_u32, 0_u32);
-        let mut first_tsc = None;
+        let mut columns = Columns {
+            codes_bytes: 0,
+            times_bytes: 0,
+            first_tsc: None,
+            tsc: batch.start.tsc,
+            depth: batch.start.depth & DEPTH_MASK,
+            next_known: code::KNOWN,
+            calls: 0,
+            torn: 0,
+        };
         for &word in batch.records {
-            let Some((event, low)) = record::decode(word) else {
-                torn += 1;
-                continue;
-            };
-            let ahead = low.wrapping_sub(tsc) & TSC_MASK;
-            let mut delta = ahead;
-            if ahead >= HALF {
-                delta = TSC_MASK + 1 - ahead;
-                tsc = tsc.wrapping_sub(delta);
-                if first_tsc.is_some() {
-                    self.codes[at] = code::BACK as u8;
-                    at += 1;
-                }
+            // Calls and returns take turns in a way that no branch predictor foresees, so they take the same way here, unless there is something
+            // to one that is rare.
+            let (kind, payload) = (word >> KIND_SHIFT, (word >> TSC_BITS) as u32 & (MAX_SITES - 1));
+            let known = self.known[what(word)];
+            let is_exit = kind == kind::EXIT;
+            let is_usual = (known >> 32 == u64::from(self.chunk)) | (is_exit & (payload == columns.depth));
+            let ahead = (word & TSC_MASK).wrapping_sub(columns.tsc) & TSC_MASK;
+            if is_usual && ahead < TSC_HALF && columns.first_tsc.is_some() {
+                let number = if is_exit { code::EXIT_INNERMOST } else { known & u64::from(u32::MAX) };
+                columns.codes_bytes += put_short(&mut self.codes[columns.codes_bytes..][..CODE_BYTES], number);
+                columns.times_bytes += put_short(&mut self.times[columns.times_bytes..][..TIME_BYTES], ahead);
+                columns.tsc = columns.tsc.wrapping_add(ahead);
+                columns.calls += u32::from(!is_exit);
+                let (more, fewer) = (u32::from(kind == kind::ENTER), u32::from(is_exit));
+                columns.depth = columns.depth.wrapping_add(more).wrapping_sub(fewer) & DEPTH_MASK;
             } else {
-                tsc = tsc.wrapping_add(delta);
-            }
-            if first_tsc.is_none() {
-                first_tsc = Some(tsc);
-                delta = 0;
-            }
-            time_at += put_short(&mut self.times[time_at..time_at + TIME_BYTES], delta);
-            let (prefix, site) = match event {
-                Event::Exit { depth: of } => {
-                    at += if of == depth & DEPTH_MASK {
-                        self.codes[at] = code::EXIT_INNERMOST as u8;
-                        1
-                    } else {
-                        self.codes[at] = code::EXIT as u8;
-                        1 + put_short(&mut self.codes[at + 1..at + 1 + CODE_BYTES], u64::from(of))
-                    };
-                    depth = of.wrapping_sub(1) & DEPTH_MASK;
-                    continue;
-                }
-                Event::Unwind { depth: left } => {
-                    self.codes[at] = code::UNWIND as u8;
-                    at += 1 + put_short(&mut self.codes[at + 1..at + 1 + CODE_BYTES], u64::from(left));
-                    depth = left & DEPTH_MASK;
-                    continue;
-                }
-                Event::Enter { site } => {
-                    depth = depth.wrapping_add(1) & DEPTH_MASK;
-                    (0, site)
-                }
-                Event::Tail { site } => (code::TAIL as u8, site),
-                Event::Point { site } => (code::POINT as u8, site),
-            };
-            calls += 1;
-            if prefix != 0 {
-                self.codes[at] = prefix;
-                at += 1;
-            }
-            let known = &mut self.known[site as usize];
-            let out = &mut self.codes[at..at + CODE_BYTES];
-            if (*known >> 32) as u32 == self.chunk {
-                at += put_short(out, *known & u64::from(u32::MAX));
-            } else {
-                *known = u64::from(self.chunk) << 32 | u64::from(next_known);
-                next_known += 1;
-                out[0] = code::NEW as u8;
-                at += 1 + put_short(&mut self.codes[at + 1..at + 1 + CODE_BYTES], u64::from(site));
+                self.unusual(word, &mut columns);
             }
         }
-        Columns {
-            codes_bytes: at,
-            times_bytes: time_at,
-            first_tsc: first_tsc.unwrap_or(tsc),
-            tsc,
-            depth,
-            records: batch.records.len() as u32 - torn,
-            calls,
-            torn,
+        columns
+    }
+
+    /// Encodes any record.
+    fn unusual(&mut self, word: u64, columns: &mut Columns) {
+        let Some((event, low)) = record::decode(word) else {
+            columns.torn += 1;
+            return;
+        };
+        let tsc = record::full_tsc(low, columns.tsc);
+        if columns.first_tsc.is_none() {
+            // Its time is in the header.
+            (columns.first_tsc, columns.tsc) = (Some(tsc), tsc);
         }
+        let ahead = tsc.wrapping_sub(columns.tsc);
+        if ahead > u64::MAX / 2 {
+            self.put_code(code::BACK, columns);
+        }
+        let difference = ahead.min(ahead.wrapping_neg());
+        columns.times_bytes += put_short(&mut self.times[columns.times_bytes..], difference);
+        columns.tsc = tsc;
+        match event {
+            Event::Enter { site } => {
+                columns.depth = (columns.depth + 1) & DEPTH_MASK;
+                self.put_call(word, code::NEW_ENTER, site, columns);
+            }
+            Event::Exit { depth } => {
+                if depth == columns.depth {
+                    self.put_code(code::EXIT_INNERMOST, columns);
+                } else {
+                    self.put_code(code::EXIT, columns);
+                    self.put_code(depth.into(), columns);
+                }
+                columns.depth = depth.wrapping_sub(1) & DEPTH_MASK;
+            }
+            Event::Unwind { depth } => {
+                self.put_code(code::UNWIND, columns);
+                self.put_code(depth.into(), columns);
+                columns.depth = depth & DEPTH_MASK;
+            }
+            Event::Tail { site } => self.put_call(word, code::NEW_TAIL, site, columns),
+            Event::Point { site } => self.put_call(word, code::NEW_POINT, site, columns),
+        }
+    }
+
+    fn put_call(&mut self, word: u64, new: u64, site: u32, columns: &mut Columns) {
+        columns.calls += 1;
+        let known = &mut self.known[what(word)];
+        if *known >> 32 == u64::from(self.chunk) {
+            let number = *known & u64::from(u32::MAX);
+            self.put_code(number, columns);
+        } else {
+            *known = u64::from(self.chunk) << 32 | columns.next_known;
+            columns.next_known += 1;
+            self.put_code(new, columns);
+            self.put_code(site.into(), columns);
+        }
+    }
+
+    fn put_code(&mut self, number: u64, columns: &mut Columns) {
+        columns.codes_bytes += put_short(&mut self.codes[columns.codes_bytes..], number);
     }
 
     /// Forgets which sites were met.
     fn start_chunk(&mut self) {
         if self.known.is_empty() {
             // Pages of it that no site needs are never touched.
-            self.known = vec![0; record::MAX_SITES as usize];
+            self.known = vec![0; 1 << (u64::BITS - TSC_BITS)];
         }
         self.chunk = self.chunk.wrapping_add(1);
         if self.chunk == 0 {
@@ -281,7 +283,14 @@ impl Encoder {
     }
 }
 
+/// A record's kind and payload.
+fn what(word: u64) -> usize {
+    (word >> TSC_BITS) as usize
+}
+
 const DEPTH_MASK: u32 = (1 << DEPTH_BITS) - 1;
+const TSC_MASK: u64 = (1 << TSC_BITS) - 1;
+const TSC_HALF: u64 = 1 << (TSC_BITS - 1);
 
 fn grow(bytes: &mut Vec<u8>, len: usize) {
     if bytes.len() < len {
@@ -310,21 +319,43 @@ fn put_short(out: &mut [u8], mut number: u64) -> usize {
     len + 1
 }
 
-/// Appends a column, compressed if that makes it shorter, and says how many bytes it took.
-fn append_compressed(
-    compressor: &mut zstd::bulk::Compressor<'_>,
-    column: &[u8],
-    payload: &mut Vec<u8>,
-) -> Result<usize, Error> {
-    if column.len() >= MIN_COMPRESSED_BYTES {
-        let compressed = compressor.compress(column).map_err(Error::Compress)?;
-        if compressed.len() < column.len() {
-            payload.extend_from_slice(&compressed);
-            return Ok(compressed.len());
-        }
+/// Compresses a column where that pays.
+struct Press {
+    compressor: zstd::bulk::Compressor<'static>,
+    /// What a column has to shrink to, in sixteenths, for the time to be well spent.
+    worth_sixteenths: usize,
+    pays: bool,
+    chunks_since_trial: u32,
+    compressed: Vec<u8>,
+}
+
+impl Press {
+    fn new(level: i32, worth_sixteenths: usize) -> Result<Self, Error> {
+        Ok(Self {
+            compressor: zstd::bulk::Compressor::new(level).map_err(Error::Compress)?,
+            worth_sixteenths,
+            pays: true,
+            chunks_since_trial: 0,
+            compressed: Vec::new(),
+        })
     }
-    payload.extend_from_slice(column);
-    Ok(column.len())
+
+    /// Appends a column, in fewer bytes if that paid lately or `anyway`, and says how many bytes it took.
+    fn append(&mut self, column: &[u8], anyway: bool, payload: &mut Vec<u8>) -> Result<usize, Error> {
+        self.chunks_since_trial += 1;
+        let is_due = self.pays || self.chunks_since_trial >= RETRY_CHUNKS || anyway;
+        if column.len() >= MIN_COMPRESSED_BYTES && is_due {
+            grow(&mut self.compressed, zstd::zstd_safe::compress_bound(column.len()));
+            let len = self.compressor.compress_to_buffer(column, &mut self.compressed[..]).map_err(Error::Compress)?;
+            (self.pays, self.chunks_since_trial) = (len * 16 < column.len() * self.worth_sixteenths, 0);
+            if len < column.len() {
+                payload.extend_from_slice(&self.compressed[..len]);
+                return Ok(len);
+            }
+        }
+        payload.extend_from_slice(column);
+        Ok(column.len())
+    }
 }
 
 fn put_u32(payload: &mut [u8], at: usize, number: u32) {
@@ -332,7 +363,11 @@ fn put_u32(payload: &mut [u8], at: usize, number: u32) {
 }
 
 fn put_len(payload: &mut [u8], at: usize, len: usize) {
-    put_u32(payload, at, u32::try_from(len).unwrap_or(u32::MAX));
+    put_u32(payload, at, len_u32(len));
+}
+
+fn len_u32(len: usize) -> u32 {
+    u32::try_from(len).unwrap_or(u32::MAX)
 }
 
 fn put_u64(payload: &mut [u8], at: usize, number: u64) {

@@ -98,13 +98,13 @@ pub mod code {
     pub const UNWIND: u64 = 2;
     /// The next record's time is before its predecessor's: its number in the column of times is how much.
     pub const BACK: u64 = 3;
-    /// What follows is a tail call, not a call.
-    pub const TAIL: u64 = 4;
-    /// What follows is a point, not a call.
-    pub const POINT: u64 = 5;
-    /// A call of a function that was not met in this chunk: its site follows, and it gets the next number from [`KNOWN`] on.
-    pub const NEW: u64 = 6;
-    /// This and above: a call of a function that was met before.
+    /// A function is called that was not in this chunk before: its site follows. From now on the next number from [`KNOWN`] on means just this.
+    pub const NEW_ENTER: u64 = 4;
+    /// The same for a tail call.
+    pub const NEW_TAIL: u64 = 5;
+    /// The same for a point.
+    pub const NEW_POINT: u64 = 6;
+    /// This number and those above are what was new before, in its order.
     pub const KNOWN: u64 = 8;
 }
 
