@@ -4,9 +4,10 @@
 //! what to do next. Data goes to standard output, everything else to standard error.
 //!
 //! Exit status: 0 all is well; 1 the answer is bad (calls were missed); 2 the command cannot be carried out as it was given; 3 something
-//! failed on the way.
+//! failed on the way. `record` has the status of the program that it ran.
 #![forbid(unsafe_code)]
 
+mod record;
 mod stress;
 
 use std::process::ExitCode;
@@ -22,12 +23,17 @@ struct Arguments {
 }
 
 const EXAMPLE: &str = "\
-Example: put the promise to the test on this machine, and then the old behaviour, which loses calls:
+Record a program, and see where its time went:
+  trapline record -- ls -lR /usr/share
+  trapline report
+
+Put the promise to the test on this machine, and then the old behaviour, which loses calls:
   trapline stress --seconds 10 --threads 4
   trapline stress --seconds 10 --threads 4 --resume skip";
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    Record(record::Arguments),
     Stress(stress::Arguments),
 }
 
@@ -38,6 +44,8 @@ enum Outcome {
     Good,
     /// It ran, and the answer is bad.
     Bad,
+    /// A program ran, and this is its status.
+    Program(u8),
 }
 
 /// A command that is well-formed, but cannot be carried out here.
@@ -60,11 +68,13 @@ fn main() -> ExitCode {
     // Usage errors end here, with status 2.
     let arguments = Arguments::parse();
     let outcome = match &arguments.verb {
+        Verb::Record(arguments) => record::run(arguments),
         Verb::Stress(arguments) => stress::run(arguments),
     };
     match outcome {
         Ok(Outcome::Good) => ExitCode::SUCCESS,
         Ok(Outcome::Bad) => ExitCode::from(BAD),
+        Ok(Outcome::Program(status)) => ExitCode::from(status),
         Err(error) => {
             eprintln!("trapline: {}", with_causes(&error));
             ExitCode::from(if error.is::<Refused>() { REFUSED } else { FAILED })

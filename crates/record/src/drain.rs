@@ -17,10 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use trapline_abi::{
-    pool::{OnFull, state},
-    record::{self, Event},
-};
+use trapline_abi::pool::{OnFull, state};
 use trapline_trace::{Losses, Stream, Writer};
 
 use crate::{
@@ -72,7 +69,12 @@ pub(crate) struct Drain {
 
 impl Drain {
     /// Starts it. `changed` is called when a target asks for attention.
-    pub(crate) fn start(writer: Writer, on_full: OnFull, totals: Arc<AtomicU64>, changed: impl Fn(Changed) + Send + 'static) -> std::io::Result<Self> {
+    pub(crate) fn start(
+        writer: Writer,
+        on_full: OnFull,
+        totals: Arc<AtomicU64>,
+        changed: impl Fn(Changed) + Send + 'static,
+    ) -> std::io::Result<Self> {
         let (messages, inbox) = mpsc::channel();
         let mut work = Work {
             writer,
@@ -85,7 +87,10 @@ impl Drain {
             records: Vec::with_capacity(CHUNK_RECORDS),
             failure: None,
         };
-        let thread = std::thread::Builder::new().name("drain".to_owned()).spawn(move || work.run(&changed))?;
+        let thread = std::thread::Builder::new().name("drain".to_owned()).spawn(move || {
+            work.run(&changed);
+            work.finish()
+        })?;
         Ok(Self { messages, thread })
     }
 
@@ -123,7 +128,7 @@ struct Begun {
     records: usize,
     /// Every record behind was written after this.
     seen_at_tsc: u64,
-    depth: u64,
+    depth: u32,
     /// When a word that is not written yet was met in a full chunk.
     hole_since: Option<Instant>,
 }
@@ -170,7 +175,7 @@ const FLUSH_EVERY: Duration = Duration::from_millis(200);
 const HOLE_PATIENCE: Duration = Duration::from_millis(500);
 
 impl Work {
-    fn run(&mut self, changed: &dyn Fn(Changed)) -> Result<Losses, Error> {
+    fn run(&mut self, changed: &dyn Fn(Changed)) {
         let mut sleep = SLEEP.0;
         let mut last_flush = Instant::now();
         loop {
@@ -197,13 +202,15 @@ impl Work {
         for space in spaces {
             self.end_space(space);
         }
-        let losses = self.losses.clone();
-        let result = self.writer.losses(&losses);
+    }
+
+    fn finish(mut self) -> Result<Losses, Error> {
+        let result = self.writer.losses(&self.losses);
         self.keep(result);
         let finished = self.writer.finish();
-        match self.failure.take() {
+        match self.failure {
             Some(failure) => Err(failure.into()),
-            None => finished.map(|()| losses).map_err(Into::into),
+            None => finished.map(|_| self.losses).map_err(Into::into),
         }
     }
 
@@ -331,7 +338,7 @@ impl Work {
         let mut begun = thread.begun.unwrap_or_else(|| Begun {
             records: 0,
             seen_at_tsc: chunk.opened_tsc.load(Ordering::Relaxed),
-            depth: chunk.depth.load(Ordering::Relaxed).into(),
+            depth: chunk.depth.load(Ordering::Relaxed),
             hole_since: None,
         });
         let is_full = chunk.state.load(Ordering::Acquire) == state::FULL;
@@ -363,10 +370,10 @@ impl Work {
             false
         };
         if !self.records.is_empty() || lost_before != 0 {
-            let result = self.writer.events(thread.stream, begun.seen_at_tsc, depth(begun.depth), lost_before, &self.records);
+            let result = self.writer.events(thread.stream, begun.seen_at_tsc, begun.depth, lost_before, &self.records);
             self.totals.fetch_add(self.records.len() as u64, Ordering::Relaxed);
-            begun.depth = depth_after(begun.depth, &self.records);
             begun.records += self.records.len();
+            let result = result.map(|end| begun.depth = end.depth);
             self.keep(result);
         }
         begun.seen_at_tsc = seen_at_tsc;
@@ -380,10 +387,6 @@ impl Work {
         }
         true
     }
-}
-
-fn depth(depth: u64) -> u32 {
-    u32::try_from(depth).unwrap_or(u32::MAX)
 }
 
 /// A chunk to be written: the thread, its place in the thread's order, and in the pool.
@@ -420,35 +423,5 @@ impl Space {
             expected = Some((*key, sequence.wrapping_add(1)));
             *sequence == next
         })
-    }
-}
-
-/// How many frames are open behind `records`, if `depth` are before them.
-fn depth_after(depth: u64, records: &[u64]) -> u64 {
-    let mut entered = 0;
-    for record in records.iter().rev() {
-        match record::decode(*record) {
-            Some((Event::Enter { .. }, _)) => entered += 1,
-            Some((Event::Exit { depth }, _)) => return u64::from(depth).saturating_sub(1) + entered,
-            Some((Event::Unwind { depth }, _)) => return u64::from(depth) + entered,
-            _ => {}
-        }
-    }
-    depth + entered
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_depth_is_told_by_the_last_exit_and_what_was_entered_since() {
-        let records = |events: &[Event]| events.iter().map(|event| record::encode(*event, 0)).collect::<Vec<_>>();
-        let enter = Event::Enter { site: 1 };
-        assert_eq!(depth_after(3, &records(&[])), 3);
-        assert_eq!(depth_after(3, &records(&[enter, enter])), 5);
-        assert_eq!(depth_after(3, &records(&[enter, Event::Exit { depth: 4 }])), 3);
-        assert_eq!(depth_after(9, &records(&[Event::Exit { depth: 2 }, enter, Event::Tail { site: 1 }])), 2);
-        assert_eq!(depth_after(9, &records(&[enter, Event::Unwind { depth: 1 }, enter])), 2);
     }
 }

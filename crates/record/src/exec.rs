@@ -29,12 +29,7 @@ use trapline_engine::Addr;
 
 use crate::{
     remote::Remote,
-    sys::{
-        Tid,
-        maps,
-        memory::Memory,
-        ptrace,
-    },
+    sys::{Tid, maps, memory::Memory, ptrace},
 };
 
 const WORD: u64 = 8;
@@ -103,8 +98,6 @@ impl Linker {
 /// A program image that is being loaded.
 #[derive(Debug)]
 pub(crate) struct NewImage {
-    /// Its executable, as the kernel names it.
-    pub(crate) executable: PathBuf,
     /// Where the dynamic linker reports to: a function that does nothing.
     pub(crate) debug_state: Addr,
     original: u8,
@@ -170,7 +163,6 @@ impl InitialStack {
 
 /// Prepares a thread that is stopped at its exec. `Err` says why this image runs untraced; nothing was changed then.
 pub(crate) fn prepare(tid: Tid, agent: &str, linkers: &mut Linkers) -> Result<NewImage, Untraceable> {
-    let executable = fs::read_link(format!("/proc/{tid}/exe"))?;
     let registers = ptrace::registers(tid)?;
     const CODE_64: u64 = 0x33;
     if registers.cs != CODE_64 {
@@ -222,7 +214,6 @@ pub(crate) fn prepare(tid: Tid, agent: &str, linkers: &mut Linkers) -> Result<Ne
     remote.finish()?;
     memory.write(debug_state, &[INT3])?;
     Ok(NewImage {
-        executable,
         debug_state,
         original: code[0],
         r_debug: at(linker.r_debug),
@@ -239,7 +230,8 @@ fn user_of(tid: Tid) -> io::Result<u32> {
     fs::metadata(format!("/proc/{tid}")).map(|metadata| metadata.uid())
 }
 
-fn signal_set(status: &str, name: &str) -> Option<u64> {
+/// A set of signals in a `/proc/PID/status`: signal n is bit n - 1.
+pub(crate) fn signal_set(status: &str, name: &str) -> Option<u64> {
     let line = status.lines().find_map(|line| line.strip_prefix(name))?;
     u64::from_str_radix(line.trim(), 16).ok()
 }

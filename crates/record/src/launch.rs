@@ -57,7 +57,8 @@ fn search(name: &OsStr) -> Result<PathBuf, Error> {
         return Err(not_found());
     }
     let path = env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
-    let candidates: Vec<PathBuf> = env::split_paths(&path).map(|folder| folder.join(name)).filter(|path| path.is_file()).collect();
+    let candidates: Vec<PathBuf> =
+        env::split_paths(&path).map(|folder| folder.join(name)).filter(|path| path.is_file()).collect();
     let executable = candidates.iter().find(|path| fs::metadata(path).is_ok_and(|metadata| is_executable(&metadata)));
     executable.or(candidates.first()).cloned().ok_or_else(not_found)
 }
@@ -67,7 +68,8 @@ fn is_executable(metadata: &Metadata) -> bool {
 }
 
 fn check(path: &Path, scripts: u32) -> Result<(), Error> {
-    let cannot_execute = |reason: &str| Err(Error::NotExecutable { path: path.to_path_buf(), reason: reason.to_owned() });
+    let cannot_execute =
+        |reason: &str| Err(Error::NotExecutable { path: path.to_path_buf(), reason: reason.to_owned() });
     let cannot_trace = |reason: &str| Err(Error::NotTraceable { path: path.to_path_buf(), reason: reason.to_owned() });
     let metadata = fs::metadata(path).doing(|| format!("looking at {}", path.display()))?;
     if metadata.is_dir() {
@@ -79,7 +81,9 @@ fn check(path: &Path, scripts: u32) -> Result<(), Error> {
     let mode = metadata.permissions().mode();
     let gains_rights = mode & libc::S_ISUID != 0 && metadata.uid() != spawn::user() || mode & libc::S_ISGID != 0;
     if gains_rights && spawn::user() != 0 {
-        return cannot_trace("it is setuid or setgid, and would lose those rights under a tracer; run trapline as root");
+        return cannot_trace(
+            "it is setuid or setgid, and would lose those rights under a tracer; run trapline as root",
+        );
     }
     let mut head = vec![0; SCRIPT_LINE_BYTES];
     let mut file = File::open(path).doing(|| format!("reading {}", path.display()))?;
@@ -91,13 +95,22 @@ fn check(path: &Path, scripts: u32) -> Result<(), Error> {
         let Some(interpreter) = interpreter else { return cannot_execute("its first line names no interpreter") };
         let interpreter = Path::new(OsStr::from_bytes(interpreter));
         if !interpreter.exists() {
-            return cannot_execute(&format!("its interpreter {} does not exist; install it, or mend the first line", interpreter.display()));
+            return cannot_execute(&format!(
+                "its interpreter {} does not exist; install it, or mend the first line",
+                interpreter.display()
+            ));
         }
-        return if scripts < MAX_SCRIPTS { check(interpreter, scripts + 1) } else { cannot_execute("its interpreters are scripts without end") };
+        return if scripts < MAX_SCRIPTS {
+            check(interpreter, scripts + 1)
+        } else {
+            cannot_execute("its interpreters are scripts without end")
+        };
     }
     let bytes = fs::read(path).doing(|| format!("reading {}", path.display()))?;
     if !bytes.starts_with(&elf::ELFMAG) {
-        return cannot_execute("it is neither a program (ELF) nor a script that begins with `#!`; run it by its interpreter");
+        return cannot_execute(
+            "it is neither a program (ELF) nor a script that begins with `#!`; run it by its interpreter",
+        );
     }
     let Ok(file) = object::File::parse(&*bytes) else { return cannot_execute("its ELF headers are broken") };
     if !file.is_64() {
@@ -107,7 +120,9 @@ fn check(path: &Path, scripts: u32) -> Result<(), Error> {
         return cannot_execute("it is an object file; link it first");
     }
     match interpreter(&bytes) {
-        None => cannot_trace("it is linked statically, so that no agent can be loaded into it; link it dynamically (for Rust: a -gnu target without crt-static)"),
+        None => cannot_trace(
+            "it is linked statically, so that no agent can be loaded into it; link it dynamically (for Rust: a -gnu target without crt-static)",
+        ),
         Some(interpreter) if !interpreter.exists() => {
             cannot_execute(&format!("its dynamic linker {} does not exist; install it", interpreter.display()))
         }

@@ -23,7 +23,9 @@ mod exec;
 mod launch;
 mod pool;
 mod remote;
+mod space;
 mod sys;
+mod toggle;
 mod tracer;
 
 use std::{
@@ -36,7 +38,8 @@ use std::{
 };
 
 pub use error::Error;
-pub use trapline_abi::pool::OnFull;
+pub use toggle::Toggle;
+pub use trapline_abi::pool::{CHUNK_BYTES, OnFull};
 use trapline_engine::Filter;
 use trapline_trace::{Losses, Meta, Writer};
 
@@ -71,6 +74,8 @@ pub struct Options {
     pub chunks: usize,
     /// As they were given, for the trace's header.
     pub given: BTreeMap<String, String>,
+    /// For tests: sites are switched off and on all the time.
+    pub toggle: Option<Toggle>,
 }
 
 /// How a recording went.
@@ -144,6 +149,13 @@ pub fn record(command: &[OsString], options: &Options, progress: &Progress) -> R
         losses: losses?,
         trace_bytes: fs::metadata(&options.output).map_or(0, |metadata| metadata.len()),
     })
+}
+
+/// Ends this process by the signal that ended the program, if one did, so that whoever waits for us sees what it would have seen. Dumps no core.
+pub fn die_likewise(summary: &Summary) {
+    if let Some(signal) = summary.signal {
+        spawn::die_of(signal);
+    }
 }
 
 fn clock_point() -> trapline_trace::ClockPoint {

@@ -8,7 +8,9 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use trapline_abi::pool::{self, CHUNK_BYTES, ChunkHeader, OnFull, POOL_HEADER_BYTES, POOL_MAGIC, POOL_VERSION, PoolHeader, state};
+use trapline_abi::pool::{
+    self, CHUNK_BYTES, ChunkHeader, OnFull, POOL_HEADER_BYTES, POOL_MAGIC, POOL_VERSION, PoolHeader, state,
+};
 
 use crate::sys::shared::{self, SharedMemory};
 

@@ -4,7 +4,7 @@
 //! Invariant: when it is [finished](Remote::finish), the thread's registers are as they were, or as the caller changed them; a system call that was
 //! interrupted by our stop is restarted, as the kernel would have done.
 
-use std::{io, mem::ManuallyDrop};
+use std::io;
 
 use trapline_engine::Addr;
 
@@ -20,7 +20,7 @@ pub(crate) struct Remote {
     /// What the thread goes on with.
     pub(crate) registers: libc::user_regs_struct,
     syscall_insn: Addr,
-    is_changed: bool,
+    created: Option<Tid>,
     /// Signals that arrived meanwhile.
     signals: Vec<i32>,
 }
@@ -41,17 +41,16 @@ impl Remote {
     pub(crate) fn new(tid: Tid, syscall_insn: Addr) -> io::Result<Self> {
         let mut registers = ptrace::registers(tid)?;
         restart(&mut registers);
-        Ok(Self { tid, registers, syscall_insn, is_changed: false, signals: Vec::new() })
+        Ok(Self { tid, registers, syscall_insn, created: None, signals: Vec::new() })
     }
 
-    /// Uses another `syscall` instruction from here on.
-    pub(crate) fn use_insn(&mut self, syscall_insn: Addr) {
-        self.syscall_insn = syscall_insn;
+    /// The task that a system call has created last, as the recorder sees it.
+    pub(crate) fn created(&self) -> Option<Tid> {
+        self.created
     }
 
     /// Makes a system call.
     pub(crate) fn syscall(&mut self, number: libc::c_long, arguments: [u64; 6]) -> io::Result<u64> {
-        self.is_changed = true;
         let number = number.cast_unsigned() as u64;
         let mut call = self.registers;
         call.rip = self.syscall_insn.value();
@@ -81,6 +80,7 @@ impl Remote {
             match ptrace::wait_for(self.tid)? {
                 Stop::Syscall => return Ok(()),
                 Stop::Signal(signal) => self.signals.push(signal),
+                Stop::Clone => self.created = Tid::try_from(ptrace::event_message(self.tid)?).ok(),
                 Stop::Exited(_) | Stop::Killed(_) => return Err(io::Error::from_raw_os_error(libc::ESRCH)),
                 _ => {}
             }
@@ -88,7 +88,14 @@ impl Remote {
     }
 
     /// Maps memory: `flags` as of mmap(2).
-    pub(crate) fn map(&mut self, at: Addr, len_bytes: u64, protection: i32, flags: i32, descriptor: i64) -> io::Result<Addr> {
+    pub(crate) fn map(
+        &mut self,
+        at: Addr,
+        len_bytes: u64,
+        protection: i32,
+        flags: i32,
+        descriptor: i64,
+    ) -> io::Result<Addr> {
         let [protection, flags] = [protection, flags].map(|bits| u64::from(bits.cast_unsigned()));
         let arguments = [at.value(), len_bytes, protection, flags, descriptor.cast_unsigned(), 0];
         self.syscall(libc::SYS_mmap, arguments).map(Addr::new)
@@ -101,9 +108,8 @@ impl Remote {
 
     /// Restores the registers. The thread is still stopped; signals that came meanwhile are returned, to be delivered.
     pub(crate) fn finish(self) -> io::Result<Vec<i32>> {
-        let this = ManuallyDrop::new(self);
-        ptrace::set_registers(this.tid, &this.registers)?;
-        Ok(this.signals.clone())
+        ptrace::set_registers(self.tid, &self.registers)?;
+        Ok(self.signals)
     }
 }
 

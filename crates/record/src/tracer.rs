@@ -14,15 +14,17 @@ use std::{
 
 use trapline_abi::thread::{RESET_BYTES, Thread};
 use trapline_engine::Addr;
-use trapline_trace::{Exit, How, Process};
+use trapline_trace::{How, Process};
 
 use crate::{
     Options,
-    arm::{Armory, Space},
+    arm::Armory,
     drain::{Drain, Message, SpaceId},
     error::{Doing, Error},
     exec::{self, Linkers, NewImage, Report, Untraceable},
+    pool::Pool,
     remote::Remote,
+    space::Space,
     sys::{
         Tid,
         memory::Memory,
@@ -30,6 +32,7 @@ use crate::{
         shared,
         spawn::{self, Inbox},
     },
+    toggle::Toggler,
 };
 
 /// A thread, or the only thread of a process.
@@ -85,6 +88,7 @@ pub(crate) struct Tracer<'a> {
     expected: HashSet<Tid>,
     /// Spaces a thread of which waits until new objects are seen to.
     requests: HashMap<Tid, SpaceId>,
+    toggler: Option<Toggler>,
     main: Tid,
     next_process: u32,
     next_space: u32,
@@ -111,6 +115,7 @@ impl<'a> Tracer<'a> {
             unclaimed: HashMap::new(),
             expected: HashSet::new(),
             requests: HashMap::new(),
+            toggler: None,
             main: 0,
             next_process: 0,
             next_space: 0,
@@ -121,6 +126,8 @@ impl<'a> Tracer<'a> {
     /// Traces a child that waits to execute, and everything that comes from it, until the last of them has ended.
     pub(crate) fn run(mut self, child: spawn::Waiting) -> Result<(Outcome, Armory), Error> {
         self.main = child.pid;
+        let toggler = self.options.toggle.as_ref().map(Toggler::new).transpose();
+        self.toggler = toggler.doing(|| "writing the log of switched sites".to_owned())?;
         ptrace::seize(child.pid).doing(|| format!("tracing process {}", child.pid))?;
         let process = self.new_process(child.pid, None, How::Launched);
         let task = Task { process, space: None, loading: None, tid_inside: id_inside(child.pid), lent: None };
@@ -131,8 +138,9 @@ impl<'a> Tracer<'a> {
                 Ok(Some((tid, stop))) => self.stopped(tid, stop),
                 Ok(None) => {
                     self.see_to_requests();
-                    const AT_LEAST: Duration = Duration::from_secs(1);
-                    for signal in self.inbox.wait(AT_LEAST).doing(|| "waiting for the program".to_owned())? {
+                    self.toggle();
+                    let patience = self.toggler.as_ref().map_or(AT_LEAST, Toggler::wait);
+                    for signal in self.inbox.wait(patience).doing(|| "waiting for the program".to_owned())? {
                         spawn::kill(self.main, signal);
                     }
                 }
@@ -161,6 +169,7 @@ impl<'a> Tracer<'a> {
         }
         match stop {
             Stop::Signal(libc::SIGTRAP) if self.is_at_breakpoint(tid) => self.at_breakpoint(tid),
+            Stop::Signal(libc::SIGTRAP) if self.is_at_poked_site(tid) => resume(tid, 0),
             Stop::Signal(signal) => resume(tid, signal),
             Stop::Fork | Stop::Vfork | Stop::Clone => self.created(tid, stop),
             Stop::VforkDone => self.vfork_done(tid),
@@ -275,8 +284,8 @@ impl<'a> Tracer<'a> {
         let memory = Memory::open(tid)?;
         let registers = ptrace::registers(tid)?;
         memory.write(space.thread_at(registers.fs_base), &[0; RESET_BYTES])?;
-        let pool = self.armory.new_pool(self.options)?;
-        let mut remote = Remote::new(tid, space.syscall_insn())?;
+        let pool = Pool::new(self.options.chunks, self.options.on_full).map(Arc::new)?;
+        let mut remote = Remote::new(tid, space.agent.syscall_insn)?;
         let mapped = space.map_pool(&mut remote, &memory, &pool);
         remote.finish()?;
         if let Err(error) = mapped {
@@ -291,6 +300,7 @@ impl<'a> Tracer<'a> {
         self.drain.tell(Message::Pool(id, pool));
         self.drain.tell(Message::Process { space: id, pid_inside, pid: tid, process });
         self.outcome.processes += 1;
+        self.add_helper(tid, id);
         Ok(())
     }
 
@@ -329,7 +339,7 @@ impl<'a> Tracer<'a> {
         self.leave_space(&task);
         let old = task.process;
         let tsc = shared::tsc();
-        self.drain.write(move |writer| writer.exit(&Exit { process: old, status: None, tsc }));
+        self.drain.write(move |writer| writer.exit(old, None, tsc));
         task.process = self.new_process(tid, Some(old), How::Exec);
         task.space = None;
         task.loading = match exec::prepare(tid, self.armory.agent_path(), &mut self.linkers) {
@@ -351,6 +361,30 @@ impl<'a> Tracer<'a> {
         })
     }
 
+    fn is_at_poked_site(&self, tid: Tid) -> bool {
+        let space = self.tasks.get(&tid).and_then(|task| task.space).and_then(|space| self.spaces.get(&space));
+        let (Some(toggler), Some(space)) = (&self.toggler, space) else { return false };
+        ptrace::is_breakpoint(tid).unwrap_or(false) && toggler.rewound(tid, space)
+    }
+
+    fn toggle(&mut self) {
+        let Some(toggler) = &mut self.toggler else { return };
+        let tasks: Vec<Tid> = self.tasks.keys().copied().collect();
+        if let Err(error) = toggler.toggle_if_due(&self.spaces, &tasks) {
+            self.note_failure(self.main, &error);
+        }
+    }
+
+    /// Prepares a memory for toggling, if that is wanted; the task is stopped.
+    fn add_helper(&mut self, tid: Tid, id: SpaceId) -> Vec<i32> {
+        let (Some(toggler), Some(space)) = (&mut self.toggler, self.spaces.get(&id)) else { return Vec::new() };
+        let added = toggler.add(id, tid, space.agent.syscall_insn);
+        added.unwrap_or_else(|error| {
+            self.note_failure(tid, &error);
+            Vec::new()
+        })
+    }
+
     fn at_breakpoint(&mut self, tid: Tid) {
         let image = self.tasks.get_mut(&tid).and_then(|task| task.loading.take());
         let Some(image) = image else { return resume(tid, 0) };
@@ -362,15 +396,13 @@ impl<'a> Tracer<'a> {
                 }
                 resume(tid, 0);
             }
-            Ok((Report::Loaded, memory)) => {
-                match self.arm(tid, &image, memory) {
-                    Ok(signals) => resume_with(tid, &signals),
-                    Err(reason) => {
-                        self.note_untraced(tid, reason);
-                        resume(tid, 0);
-                    }
+            Ok((Report::Loaded, memory)) => match self.arm(tid, &image, memory) {
+                Ok(signals) => resume_with(tid, &signals),
+                Err(reason) => {
+                    self.note_untraced(tid, reason);
+                    resume(tid, 0);
                 }
-            }
+            },
             Err(error) => {
                 self.note_untraced(tid, error.into());
                 resume(tid, 0);
@@ -393,7 +425,8 @@ impl<'a> Tracer<'a> {
             task.space = Some(id);
         }
         self.outcome.processes += 1;
-        Ok(signals)
+        let more = self.add_helper(tid, id);
+        Ok([signals, more].concat())
     }
 
     /// Stops the threads that wait until we have looked at their processes' new objects.
@@ -445,8 +478,8 @@ impl<'a> Tracer<'a> {
                 Stop::Killed(signal) => Some(signal),
                 _ => None,
             };
-            let exit = Exit { process: task.process, status, tsc: shared::tsc() };
-            self.drain.write(move |writer| writer.exit(&exit));
+            let (process, tsc) = (task.process, shared::tsc());
+            self.drain.write(move |writer| writer.exit(process, status, tsc));
         }
     }
 
@@ -456,6 +489,9 @@ impl<'a> Tracer<'a> {
         space.tasks -= 1;
         if space.tasks == 0 {
             self.spaces.remove(&id);
+            if let Some(toggler) = &mut self.toggler {
+                toggler.remove(id);
+            }
             self.drain.tell(Message::SpaceEnded(id));
         } else {
             self.drain.tell(Message::ThreadEnded { space: id, tid_inside: task.tid_inside });
@@ -474,6 +510,9 @@ impl<'a> Tracer<'a> {
         }
     }
 }
+
+/// How often the tracer looks around, whatever happens.
+const AT_LEAST: Duration = Duration::from_secs(1);
 
 /// Lets a task go on. It may have been killed meanwhile; then its end is reported next.
 fn resume(tid: Tid, signal: i32) {

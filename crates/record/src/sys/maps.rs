@@ -81,11 +81,13 @@ pub(crate) fn find_hole(mappings: &[Mapping], near: AddrRange, len_bytes: u64) -
         let at = if end <= near.start.value() { end - margin - len_bytes } else { start + margin };
         Some(at & !4095)
     });
-    places.min_by_key(|at| {
-        let is_above = *at >= near.end.value();
-        let distance = if is_above { at - near.end.value() } else { near.start.value() - at };
-        (is_above, distance)
-    }).map(Addr::new)
+    places
+        .min_by_key(|at| {
+            let is_above = *at >= near.end.value();
+            let distance = if is_above { at - near.end.value() } else { near.start.value() - at };
+            (is_above, distance)
+        })
+        .map(Addr::new)
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::{
     io::{self, Write},
     os::fd::{AsRawFd, FromRawFd},
     ptr::NonNull,
-    sync::atomic::{AtomicU32, AtomicU64},
+    sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering},
 };
 
 use trapline_abi::pool::{ChunkHeader, PoolHeader};
@@ -71,9 +71,28 @@ impl SharedMemory {
     }
 
     fn at<T>(&self, offset: usize) -> *const T {
-        assert!(offset + size_of::<T>() <= self.len_bytes && offset.is_multiple_of(align_of::<T>()), "outside of the shared memory");
+        assert!(
+            offset + size_of::<T>() <= self.len_bytes && offset.is_multiple_of(align_of::<T>()),
+            "outside of the shared memory"
+        );
         // SAFETY: within the mapping, as was just checked.
         unsafe { self.start.as_ptr().add(offset) }.cast()
+    }
+
+    /// Stores bytes from `offset` on, each whole.
+    pub(crate) fn fill(&self, offset: usize, bytes: &[u8]) {
+        assert!(offset + bytes.len() <= self.len_bytes, "outside of the shared memory");
+        for (index, byte) in bytes.iter().enumerate() {
+            // SAFETY: (1) `at` checks bounds; (2) an atomic of all bits.
+            let place = unsafe { &*self.at::<AtomicU8>(offset + index) };
+            place.store(*byte, Ordering::Relaxed);
+        }
+    }
+
+    /// The byte at `offset`.
+    pub(crate) fn byte(&self, offset: usize) -> u8 {
+        // SAFETY: (1) `at` checks bounds; (2) an atomic of all bits.
+        unsafe { &*self.at::<AtomicU8>(offset) }.load(Ordering::Relaxed)
     }
 
     /// The pool's header.

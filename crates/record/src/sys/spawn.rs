@@ -34,7 +34,8 @@ fn pipe() -> io::Result<[OwnedFd; 2]> {
 
 /// Forks a child that will execute `program` with these arguments (the first is its name) and our environment.
 pub(crate) fn spawn(program: &OsStr, arguments: &[OsString]) -> io::Result<Waiting> {
-    let c_string = |text: &OsStr| CString::new(text.as_bytes()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput));
+    let c_string =
+        |text: &OsStr| CString::new(text.as_bytes()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput));
     let program = c_string(program)?;
     let arguments = arguments.iter().map(|argument| c_string(argument)).collect::<io::Result<Vec<_>>>()?;
     let mut pointers: Vec<*const libc::c_char> = arguments.iter().map(|argument| argument.as_ptr()).collect();
@@ -199,4 +200,21 @@ pub(crate) fn share_memory(one: Tid, other: Tid) -> Option<bool> {
         -1 => None,
         _ => Some(false),
     }
+}
+
+/// Ends this process by a signal, if that signal ends processes.
+pub(crate) fn die_of(signal: i32) {
+    let no_core = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the limit outlives the call.
+    unsafe { libc::setrlimit(libc::RLIMIT_CORE, &raw const no_core) };
+    // SAFETY: the default action.
+    unsafe { libc::signal(signal, libc::SIG_DFL) };
+    // SAFETY: plain numbers, for which zero is a value.
+    let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
+    // SAFETY: the set outlives the call.
+    unsafe { libc::sigaddset(&raw mut set, signal) };
+    // SAFETY: the set outlives the call.
+    unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const set, std::ptr::null_mut()) };
+    // SAFETY: plain numbers.
+    unsafe { libc::raise(signal) };
 }

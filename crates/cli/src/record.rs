@@ -1,0 +1,236 @@
+//! `trapline record`: runs a program and records what its functions do.
+//!
+//! Owns the verb's options and what it says to people; the work is [`trapline_record`]'s. While the program runs, standard error shows progress where
+//! it is a terminal; the program's own output is not touched. Exit status: the program's; 127 and 126 if it could not be found or executed, as
+//! shells do.
+
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    io::{IsTerminal, Write, stderr},
+    path::PathBuf,
+    sync::mpsc::{RecvTimeoutError, channel},
+    thread,
+    time::{Duration, Instant},
+};
+
+use clap::{Args, ValueEnum};
+use trapline_process::Filter;
+use trapline_record::{Error, Options, Progress, Summary, record};
+
+use crate::{Outcome, Refused};
+
+/// Records the functions of a program, from its start to its end, with every process that it starts.
+///
+/// The program needs no preparation: stock binaries are traced as they are. Read the trace with `trapline report`, `replay`, `functions` and `info`.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Arguments {
+    /// Record only functions whose names match; may be given several times
+    #[arg(short = 'F', long = "function", value_name = "GLOB")]
+    functions: Vec<String>,
+
+    /// Leave out functions whose names match; may be given several times
+    #[arg(short = 'N', long = "no-function", value_name = "GLOB")]
+    except: Vec<String>,
+
+    /// Record these libraries too, also those that are loaded later: file name or path; may be given several times
+    #[arg(long = "lib", value_name = "GLOB")]
+    libraries: Vec<String>,
+
+    /// Leave out calls that are nested deeper than this
+    #[arg(short = 'D', long, value_name = "DEPTH", value_parser = clap::value_parser!(u32).range(1..))]
+    depth: Option<u32>,
+
+    /// Record entries only, no returns: less to write, no durations
+    #[arg(long)]
+    no_returns: bool,
+
+    /// What to do with events that find no room: wait, leave them out, or overwrite the oldest (a flight recorder)
+    #[arg(long, value_name = "POLICY", value_enum, default_value_t = OnFull::Block)]
+    on_full: OnFull,
+
+    /// Room for events, for each process
+    #[arg(long, value_name = "MIB", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    buffer: u32,
+
+    /// Where the trace goes; an existing one is kept as FILE.old
+    #[arg(short, long, value_name = "FILE", default_value = "trapline.data")]
+    output: PathBuf,
+
+    /// Say nothing but errors
+    #[arg(short, long)]
+    quiet: bool,
+
+    /// The program and its arguments
+    #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  trapline record -- ls -lR /usr/share
+  trapline record -F 'sqlite3_*' -o queries.data -- sqlite3 my.db 'select 1'
+  trapline record --lib 'libc.so*' --lib 'libcrypto.so*' -- openssl rand 16";
+
+/// See [`trapline_record::OnFull`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+enum OnFull {
+    /// Nothing is lost; the time that threads wait is counted
+    Block,
+    /// They are counted
+    Drop,
+    /// The newest stay
+    Overwrite,
+}
+
+impl From<OnFull> for trapline_record::OnFull {
+    fn from(policy: OnFull) -> Self {
+        match policy {
+            OnFull::Block => Self::Block,
+            OnFull::Drop => Self::Drop,
+            OnFull::Overwrite => Self::Overwrite,
+        }
+    }
+}
+
+const NOT_EXECUTABLE: u8 = 126;
+const NOT_FOUND: u8 = 127;
+
+/// Chunks of the pool in a mebibyte.
+const CHUNKS_PER_MIB: usize = (1 << 20) / trapline_record::CHUNK_BYTES;
+
+/// Runs the program.
+pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
+    let options = Options {
+        output: arguments.output.clone(),
+        functions: filter(arguments),
+        libraries: arguments.libraries.clone(),
+        returns: !arguments.no_returns,
+        max_depth: arguments.depth,
+        on_full: arguments.on_full.into(),
+        chunks: arguments.buffer as usize * CHUNKS_PER_MIB,
+        given: given(arguments),
+    };
+    let progress = Progress::default();
+    let result = with_progress(arguments, &progress, || record(&arguments.command, &options, &progress));
+    match result {
+        Ok(summary) => {
+            if !arguments.quiet {
+                tell(&summary, arguments);
+            }
+            trapline_record::die_likewise(&summary);
+            Ok(Outcome::Program(summary.status))
+        }
+        Err(error @ Error::NotFound(_)) => Ok(failed(&error, NOT_FOUND)),
+        Err(error @ Error::NotExecutable { .. }) => Ok(failed(&error, NOT_EXECUTABLE)),
+        Err(error @ Error::NotTraceable { .. }) => Err(Refused(error.to_string()).into()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn failed(error: &Error, status: u8) -> Outcome {
+    eprintln!("trapline: {error}");
+    Outcome::Program(status)
+}
+
+fn filter(arguments: &Arguments) -> Filter {
+    let mut wanted = arguments.functions.iter();
+    let first = wanted.next().map_or_else(Filter::all, |glob| Filter::name(glob));
+    let wanted = wanted.fold(first, |filter, glob| filter.or_name(glob));
+    arguments.except.iter().fold(wanted, |filter, glob| filter.except(glob))
+}
+
+/// The options that were given, for who reads the trace later.
+fn given(arguments: &Arguments) -> BTreeMap<String, String> {
+    let lists = [("functions", &arguments.functions), ("except", &arguments.except), ("lib", &arguments.libraries)];
+    let lists = lists.into_iter().filter(|(_, globs)| !globs.is_empty()).map(|(name, globs)| (name, globs.join(" ")));
+    let depth = arguments.depth.map(|depth| ("depth", depth.to_string()));
+    let returns = arguments.no_returns.then(|| ("returns", "no".to_owned()));
+    let on_full = arguments.on_full.to_possible_value().map(|value| ("on-full", value.get_name().to_owned()));
+    lists.chain(depth).chain(returns).chain(on_full).map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+/// Shows how far the recording is while `work` goes on, on a terminal.
+fn with_progress<T>(arguments: &Arguments, progress: &Progress, work: impl FnOnce() -> T) -> T {
+    const FIRST: Duration = Duration::from_secs(1);
+    const EVERY: Duration = Duration::from_millis(500);
+    if arguments.quiet || !stderr().is_terminal() {
+        return work();
+    }
+    let (done, is_done) = channel::<()>();
+    let shown = progress.clone();
+    let shower = thread::spawn(move || {
+        let start = Instant::now();
+        let mut wait = FIRST;
+        while is_done.recv_timeout(wait) == Err(RecvTimeoutError::Timeout) {
+            wait = EVERY;
+            let seconds = start.elapsed().as_secs();
+            // Erases the rest of the line (ECMA-48, EL), and stays on it.
+            let _ = write!(stderr(), "\r[trapline: {} events in {seconds} s]\x1b[K\r", short(shown.records()));
+        }
+        if wait == EVERY {
+            let _ = write!(stderr(), "\x1b[K");
+        }
+    });
+    let result = work();
+    drop(done);
+    let _ = shower.join();
+    result
+}
+
+/// A count with at most four digits.
+fn short(count: u64) -> String {
+    #[expect(clippy::cast_precision_loss, reason = "for people")]
+    let scaled = |divisor: u64, unit: &str| format!("{:.1}{unit}", count as f64 / divisor as f64);
+    match count {
+        0..10_000 => count.to_string(),
+        10_000..10_000_000 => scaled(1_000, "k"),
+        10_000_000..10_000_000_000 => scaled(1_000_000, "M"),
+        _ => scaled(1_000_000_000, "G"),
+    }
+}
+
+fn tell(summary: &Summary, arguments: &Arguments) {
+    let coverage = &summary.coverage;
+    let total = coverage.total();
+    #[expect(clippy::cast_precision_loss, reason = "for people")]
+    let percent = if total == 0 { 0.0 } else { 100.0 * coverage.traced as f64 / total as f64 };
+    eprintln!(
+        "[trapline: {} events of {} {}, {} in {}]",
+        short(summary.records),
+        summary.processes,
+        if summary.processes == 1 { "process" } else { "processes" },
+        size(summary.trace_bytes),
+        arguments.output.display(),
+    );
+    let mut reasons: Vec<_> = coverage.untraced.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
+    reasons.sort();
+    let why = if reasons.is_empty() { String::new() } else { format!("; not: {}", reasons.join(", ")) };
+    let entry_only = match coverage.entry_only {
+        0 => String::new(),
+        count => format!(", {count} of them at entry only"),
+    };
+    eprintln!("[trapline: traced {} of {total} functions ({percent:.1} %){entry_only}{why}]", coverage.traced);
+    let losses = &summary.losses;
+    if losses.records() > 0 {
+        eprintln!("[trapline: {} events are missing; `trapline info` says why]", losses.records());
+    }
+    if losses.waited_ns > 0 {
+        eprintln!("[trapline: threads waited {} ms for room; a larger --buffer helps]", losses.waited_ns / 1_000_000);
+    }
+    for (program, reason) in &summary.untraced {
+        eprintln!("[trapline: {program} ran untraced: {reason}]");
+    }
+}
+
+fn size(bytes: u64) -> String {
+    #[expect(clippy::cast_precision_loss, reason = "for people")]
+    let scaled = |shift: u32| bytes as f64 / f64::from(1_u32 << shift);
+    match bytes {
+        0..0x2800 => format!("{bytes} bytes"),
+        0x2800..0xa0_0000 => format!("{:.1} KiB", scaled(10)),
+        0xa0_0000..0x2_8000_0000 => format!("{:.1} MiB", scaled(20)),
+        _ => format!("{:.1} GiB", scaled(30)),
+    }
+}

@@ -1,0 +1,441 @@
+//! From a loaded image to armed functions.
+//!
+//! Owns [`Armory`], what is known of files across all processes: their functions, their site ids, the agent. Upstream is the [tracer](crate::tracer), which has stopped the thread that is armed for; downstream
+//! [`trapline_image`] decides and encodes, and a [`Space`] is written to. Invariants: stubs stand before a site leads to them, and stay; a
+//! site's bytes are compared with the file's before the first write (I5); stubs are readable and executable, never writable (I8).
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs::{self, File},
+    io,
+    mem::offset_of,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use trapline_abi::{
+    agent::{Config, symbol},
+    record::MAX_SITES,
+};
+use trapline_engine::{Addr, AddrRange, Filter, Mode, insn::encode};
+use trapline_image::{ArmRequest, Entries, Image, Write};
+use trapline_trace::{Function, Load, Module, Unload};
+
+use crate::{
+    Options,
+    agent::Agent,
+    drain::Drain,
+    exec::{NewImage, Untraceable},
+    pool::Pool,
+    remote::Remote,
+    space::{AgentAt, Loaded, SharedMapping, Space, Stubs},
+    sys::{
+        Tid,
+        maps::{self, Mapping},
+        memory::Memory,
+        shared::{self, SharedMemory},
+    },
+};
+
+/// How many of the selected functions are traced, and why the others are not.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Coverage {
+    /// Traced functions.
+    pub traced: u64,
+    /// Those of them whose returns are not seen.
+    pub entry_only: u64,
+    /// How many are not traced, by reason.
+    pub untraced: BTreeMap<String, u64>,
+}
+
+impl Coverage {
+    /// All selected functions.
+    pub fn total(&self) -> u64 {
+        self.traced + self.untraced.values().sum::<u64>()
+    }
+}
+
+/// The dynamic linker's function that is called when objects come and go.
+const LINKER_REPORT: &str = "_dl_debug_state";
+
+/// The name under which targets have the agent mapped.
+const AGENT_NAME: &str = "trapline-agent";
+
+/// A file's identity: device, inode, and when it was changed.
+type FileKey = (u64, u64, i64, i64);
+
+/// A file whose functions are known.
+#[derive(Debug)]
+pub(crate) struct KnownModule {
+    /// Its number in the trace.
+    pub(crate) id: u32,
+    first_site: u32,
+    image: Image,
+    /// Indices of the functions that are to be armed.
+    selected: Vec<usize>,
+}
+
+/// What is known of files, whatever process maps them.
+#[derive(Debug)]
+pub(crate) struct Armory {
+    agent: Agent,
+    agent_file: File,
+    agent_path: String,
+    modules: HashMap<FileKey, Result<Arc<KnownModule>, String>>,
+    next_site: u32,
+    coverage: Coverage,
+}
+
+impl Armory {
+    /// Nothing is known yet but the agent.
+    pub(crate) fn new() -> io::Result<Self> {
+        let agent = Agent::native();
+        let agent_file = shared::sealed_file(c"trapline-agent", agent.bytes())?;
+        let agent_path = shared::path_for_others(&agent_file);
+        let modules = HashMap::new();
+        Ok(Self { agent, agent_file, agent_path, modules, next_site: 0, coverage: Coverage::default() })
+    }
+
+    /// What the dynamic linker is asked to preload.
+    pub(crate) fn agent_path(&self) -> &str {
+        &self.agent_path
+    }
+
+    /// What was armed so far.
+    pub(crate) fn coverage(&self) -> Coverage {
+        self.coverage.clone()
+    }
+
+    /// Arms an image whose objects are loaded, and of which nothing has run but the dynamic linker. Returns signals that came meanwhile.
+    pub(crate) fn arm_image(
+        &mut self,
+        tid: Tid,
+        process: u32,
+        image: &NewImage,
+        memory: Memory,
+        options: &Options,
+        drain: &Drain,
+    ) -> Result<(Space, Vec<i32>), Untraceable> {
+        let mappings = maps::read(tid)?;
+        let agent = self.find_agent(&mappings, &memory)?;
+        let mut remote = Remote::new(tid, agent.syscall_insn)?;
+        let result = self.arm_with(&mut remote, tid, process, image, (memory, agent), options, drain);
+        let signals = remote.finish()?;
+        Ok((result?, signals))
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "one caller, which has them all")]
+    fn arm_with(
+        &mut self,
+        remote: &mut Remote,
+        tid: Tid,
+        process: u32,
+        image: &NewImage,
+        (memory, agent): (Memory, AgentAt),
+        options: &Options,
+        drain: &Drain,
+    ) -> Result<Space, Untraceable> {
+        image.clean(remote, &memory, tid)?;
+        let pool = Pool::new(options.chunks, options.on_full).map(Arc::new)?;
+        let mut space = Space::new(agent);
+        space.map_pool(remote, &memory, &pool)?;
+        let max_depth = u64::from(options.max_depth.unwrap_or(u32::MAX));
+        memory.write_word(agent.config.after(offset_of!(Config, max_depth)), max_depth)?;
+        space.memory = Some(memory);
+        space.pool = Some(pool);
+        self.arm_modules(remote, tid, process, &mut space, options, drain)?;
+        if !options.libraries.is_empty() {
+            hook_linker(&space, image.debug_state)?;
+        }
+        Ok(space)
+    }
+
+    /// Arms what has come since, and forgets what has gone. The thread is stopped where it waits for us.
+    pub(crate) fn arm_changes(
+        &mut self,
+        tid: Tid,
+        process: u32,
+        space: &mut Space,
+        options: &Options,
+        drain: &Drain,
+    ) -> Result<Vec<i32>, Untraceable> {
+        let mut remote = Remote::new(tid, space.agent.syscall_insn)?;
+        let result = self.arm_modules(&mut remote, tid, process, space, options, drain);
+        let signals = remote.finish()?;
+        result.map(|()| signals)
+    }
+
+    fn find_agent(&self, mappings: &[Mapping], memory: &Memory) -> Result<AgentAt, Untraceable> {
+        let inode = self.agent_file.metadata()?.ino();
+        let is_it = |mapping: &&Mapping| mapping.inode == inode && mapping.path.to_string_lossy().contains(AGENT_NAME);
+        let Some(first) = mappings.iter().find(is_it) else {
+            return Err(Untraceable("its dynamic linker did not load the agent".to_owned()));
+        };
+        let base = first.range.start.offset(-first.offset.cast_signed());
+        let at = |name: &str| {
+            let address = self.agent.symbol(name);
+            address
+                .map(|address| base.offset(address.cast_signed()))
+                .ok_or_else(|| Untraceable(format!("the agent has no {name}")))
+        };
+        let config = at(symbol::CONFIG)?;
+        let thread_offset = memory.read_word(config.after(offset_of!(Config, thread_offset)))?.cast_signed();
+        Ok(AgentAt {
+            entries: Entries {
+                enter: at(symbol::ENTER)?,
+                enter_keep_flags: at(symbol::ENTER_KEEP_FLAGS)?,
+                enter_limited: at(symbol::ENTER_LIMITED)?,
+                point: at(symbol::POINT)?,
+            },
+            config,
+            objects_changed: at(symbol::OBJECTS_CHANGED)?,
+            syscall_insn: at(symbol::SYSCALL)?,
+            thread_offset,
+        })
+    }
+
+    fn arm_modules(
+        &mut self,
+        remote: &mut Remote,
+        tid: Tid,
+        process: u32,
+        space: &mut Space,
+        options: &Options,
+        drain: &Drain,
+    ) -> Result<(), Untraceable> {
+        let mappings = maps::read(tid)?;
+        let main = fs::metadata(format!("/proc/{tid}/exe")).map(|metadata| metadata.ino())?;
+        let agent = self.agent_file.metadata()?.ino();
+        let mut present = Vec::new();
+        for (path, inode, bias_of) in objects(&mappings) {
+            if inode == agent || inode != main && !is_selected(&path, &options.libraries) {
+                continue;
+            }
+            let Some(mapping) = mappings.iter().find(|mapping| mapping.inode == inode && mapping.is_executable) else {
+                continue;
+            };
+            let Some(file) = mapping.file(tid) else { continue };
+            let Some(module) = self.module(&file, &path, options, drain) else { continue };
+            let bias = bias_of.wrapping_sub(module.image.lowest_address() & !4095);
+            present.push(Loaded { module, bias });
+        }
+        let tsc = shared::tsc();
+        let is_in = |all: &[Loaded], one: &Loaded| all.iter().any(|other| other.key() == one.key());
+        for gone in space.loaded.extract_if(.., |loaded| !is_in(&present, loaded)) {
+            let unload = Unload { process, module: gone.module.id, bias: gone.bias, tsc };
+            drain.write(move |writer| writer.unload(&unload));
+        }
+        for loaded in present {
+            if is_in(&space.loaded, &loaded) {
+                continue;
+            }
+            let load = Load { process, module: loaded.module.id, bias: loaded.bias, tsc };
+            drain.write(move |writer| writer.load(&load));
+            self.arm_module(remote, tid, space, &loaded, options)?;
+            space.loaded.push(loaded);
+        }
+        Ok(())
+    }
+
+    /// The functions of a file, read once.
+    fn module(&mut self, file: &Path, name: &Path, options: &Options, drain: &Drain) -> Option<Arc<KnownModule>> {
+        let metadata = fs::metadata(file).ok()?;
+        let key = (metadata.dev(), metadata.ino(), metadata.mtime(), metadata.mtime_nsec());
+        if let Some(known) = self.modules.get(&key) {
+            return known.as_ref().ok().cloned();
+        }
+        let known = self.read_module(file, name, options, drain).map(Arc::new);
+        if let Err(reason) = &known {
+            *self.coverage.untraced.entry(format!("{}: {reason}", name.display())).or_default() += 1;
+        }
+        self.modules.entry(key).or_insert(known).as_ref().ok().cloned()
+    }
+
+    fn read_module(
+        &mut self,
+        file: &Path,
+        name: &Path,
+        options: &Options,
+        drain: &Drain,
+    ) -> Result<KnownModule, String> {
+        let image = Image::open(file).map_err(|error| error.to_string())?;
+        let functions = image.functions();
+        let count = u32::try_from(functions.len()).unwrap_or(u32::MAX);
+        let first_site = self.next_site;
+        let next_site = first_site.checked_add(count).filter(|next| *next <= MAX_SITES);
+        let Some(next_site) = next_site else { return Err("there are too many functions for one trace".to_owned()) };
+        self.next_site = next_site;
+        let id = u32::try_from(self.modules.len()).unwrap_or(u32::MAX);
+        let mut selected = Vec::new();
+        let listed: Vec<Function> = functions
+            .iter()
+            .enumerate()
+            .map(|(index, function)| {
+                let untraced = if !options.functions.matches(&function.name, Addr::new(function.address)) {
+                    Some(("not-selected".to_owned(), String::new()))
+                } else if let Some((reason, detail)) = function.untraced() {
+                    Some((reason.to_owned(), detail))
+                } else if function.name == LINKER_REPORT {
+                    Some(("in-use".to_owned(), "trapline hears of new libraries there".to_owned()))
+                } else {
+                    selected.push(index);
+                    None
+                };
+                match &untraced {
+                    None => {
+                        self.coverage.traced += 1;
+                        self.coverage.entry_only += u64::from(!options.returns || function.is_entry_only());
+                    }
+                    Some((reason, _)) if reason != "not-selected" => {
+                        *self.coverage.untraced.entry(reason.clone()).or_default() += 1;
+                    }
+                    Some(_) => {}
+                }
+                let (untraced, detail) =
+                    untraced.map_or((None, String::new()), |(reason, detail)| (Some(reason), detail));
+                Function {
+                    name: function.name.clone(),
+                    address: function.address,
+                    size: function.size,
+                    untraced,
+                    detail,
+                }
+            })
+            .collect();
+        let (path, build_id) = (name.to_string_lossy().into_owned(), image.build_id().map(<[u8]>::to_vec));
+        drain.write(move |writer| {
+            writer.module(&Module { id, path: &path, build_id: build_id.as_deref(), first_site, functions: &listed })
+        });
+        Ok(KnownModule { id, first_site, image, selected })
+    }
+
+    fn arm_module(
+        &mut self,
+        remote: &mut Remote,
+        tid: Tid,
+        space: &mut Space,
+        loaded: &Loaded,
+        options: &Options,
+    ) -> Result<(), Untraceable> {
+        let module = &loaded.module;
+        let Some(memory) = space.memory.as_ref().filter(|_| !module.selected.is_empty()) else { return Ok(()) };
+        let known = space.stubs.get(&loaded.key()).cloned();
+        let (stubs_at, shared) = match &known {
+            Some(stubs) => (stubs.at, None),
+            None => {
+                let (at, shared) = map_stubs(remote, tid, memory, loaded)?;
+                (at, Some(shared))
+            }
+        };
+        let armed = module.image.arm(&ArmRequest {
+            selected: &module.selected,
+            bias: loaded.bias,
+            stubs_at,
+            entries: space.agent.entries,
+            first_site: module.first_site,
+            returns: options.returns,
+            limit_depth: options.max_depth.is_some(),
+        });
+        if let Some(shared) = shared {
+            shared.fill(0, &armed.stubs);
+            for (_, reason) in &armed.refused {
+                self.coverage.traced -= 1;
+                *self.coverage.untraced.entry(reason.code().to_owned()).or_default() += 1;
+            }
+            let stubs = Stubs { at: stubs_at, memory: shared, sites: armed.sites };
+            space.stubs.insert(loaded.key(), Arc::new(stubs));
+        }
+        write_sites(memory, &armed.writes)
+    }
+}
+
+/// Finds room for a module's stubs, and has the target map them.
+fn map_stubs(
+    remote: &mut Remote,
+    tid: Tid,
+    memory: &Memory,
+    loaded: &Loaded,
+) -> Result<(Addr, SharedMemory), Untraceable> {
+    let image = &loaded.module.image;
+    let len_bytes = image.stub_bytes_bound(&loaded.module.selected).next_multiple_of(4096);
+    let moved = |at: Addr| at.offset(loaded.bias.cast_signed());
+    let near = AddrRange { start: moved(image.text_range().start), end: moved(image.text_range().end) };
+    let Some(at) = maps::find_hole(&maps::read(tid)?, near, len_bytes as u64) else {
+        return Err(Untraceable(format!("there is no room for {len_bytes} bytes of stubs within reach of {near:?}")));
+    };
+    let shared = SharedMemory::new(c"trapline-stubs", len_bytes)?;
+    let mapping = SharedMapping {
+        path: shared::path_for_others(shared.file()),
+        at,
+        len_bytes: len_bytes as u64,
+        protection: libc::PROT_READ | libc::PROT_EXEC,
+        flags: libc::MAP_FIXED_NOREPLACE,
+    };
+    Ok((mapping.make(remote, memory)?, shared))
+}
+
+/// Compares all sites with what has to be there, and then writes them, a page and more at a time. `writes` come in order of their addresses.
+fn write_sites(memory: &Memory, writes: &[Write]) -> Result<(), Untraceable> {
+    /// Sites that are nearer to each other than this are written at once.
+    const NEAR_BYTES: i64 = 512;
+    let mut pieces: Vec<(Addr, Vec<u8>)> = Vec::new();
+    for piece in writes.chunk_by(|one, next| next.at.distance_from(one.at) < NEAR_BYTES) {
+        let offset = |write: &Write| usize::try_from(write.at.distance_from(piece[0].at)).unwrap_or(0);
+        let len_bytes = piece.last().map_or(0, |last| offset(last) + last.new.len());
+        let mut bytes = memory.read_vec(piece[0].at, len_bytes)?;
+        for write in piece {
+            let place = &mut bytes[offset(write)..][..write.new.len()];
+            if *place != *write.expected {
+                let Write { at, expected, .. } = write;
+                let text = format!("its code at {at} is {place:02x?}, and {expected} in its file; nothing was changed");
+                return Err(Untraceable(text));
+            }
+            place.copy_from_slice(&write.new);
+        }
+        pieces.push((piece[0].at, bytes));
+    }
+    for (at, bytes) in pieces {
+        memory.write(at, &bytes)?;
+    }
+    Ok(())
+}
+
+/// Has the dynamic linker tell the agent when objects come and go.
+fn hook_linker(space: &Space, debug_state: Addr) -> Result<(), Untraceable> {
+    let Some(memory) = &space.memory else { return Ok(()) };
+    let Ok(jump) = encode::jmp(debug_state, space.agent.objects_changed, Mode::Bits64) else {
+        return Err(Untraceable(
+            "the agent is out of the dynamic linker's reach: libraries that come later are not traced".to_owned(),
+        ));
+    };
+    memory.write(debug_state, &jump)?;
+    Ok(())
+}
+
+/// The files that are mapped with code: path, inode, and the address of the first byte of the file.
+fn objects(mappings: &[Mapping]) -> Vec<(PathBuf, u64, u64)> {
+    let mut objects: Vec<(PathBuf, u64, u64)> = Vec::new();
+    for (index, mapping) in mappings.iter().enumerate() {
+        if !mapping.is_executable || mapping.inode == 0 {
+            continue;
+        }
+        // The nearest mapping of its beginning, below.
+        let start = mappings[..=index].iter().rev().find(|other| other.inode == mapping.inode && other.offset == 0);
+        let Some(start) = start else { continue };
+        let start = start.range.start.value();
+        if !objects.iter().any(|(_, _, other)| *other == start) {
+            objects.push((mapping.path.clone(), mapping.inode, start));
+        }
+    }
+    objects
+}
+
+fn is_selected(path: &Path, globs: &[String]) -> bool {
+    let full = path.to_string_lossy();
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    globs.iter().any(|glob| {
+        let filter = Filter::name(glob);
+        [&*full, &*name].iter().any(|text| filter.matches(text, Addr::default()))
+    })
+}
