@@ -202,10 +202,12 @@ isolated! {
         .take(SPAWNERS)
         .collect();
         let tasks = File::open("/proc/self/task").unwrap();
+        // Threads can only be started beside the stopper, which runs at real-time priority, where there is a processor beside its own.
+        let new_ones_wanted = if thread::available_parallelism().unwrap().get() > 1 { 5 } else { 0 };
         let mut new_ones_found = 0;
         for stops in 0.. {
             // The control: there were stops in which threads came between the first list and the end of the stop.
-            if stops >= 300 && BORN.load(Ordering::Relaxed) >= 1000 && new_ones_found >= 5 {
+            if stops >= 300 && BORN.load(Ordering::Relaxed) >= 1000 && new_ones_found >= new_ones_wanted {
                 break;
             }
             let (all, report) = quiesce::stop_world(|_| every_thread_is_stopped(&tasks), PATIENCE)
