@@ -1,0 +1,68 @@
+//! Frames that are left without a return, and those who look at frames.
+
+use trapline_testsuite::{
+    program::{Library, Program},
+    transparency::Check,
+};
+
+/// Rust prints the thread's number when it panics.
+fn without_thread_numbers(text: &str) -> String {
+    let mut kept = String::new();
+    for line in text.split_inclusive('\n') {
+        match (line.strip_prefix("thread '"), line.find(" ("), line.find(") ")) {
+            (Some(_), Some(from), Some(to)) if from < to => {
+                kept.push_str(&line[..from]);
+                kept.push_str(&line[to + 1..]);
+            }
+            _ => kept.push_str(line),
+        }
+    }
+    kept
+}
+
+#[test]
+fn only_thread_numbers_are_left_out_of_a_panic() {
+    let text = "thread 'main' (123) panicked at (here) x.rs:1:2:\nthe (12) end\n";
+    assert_eq!(without_thread_numbers(text), "thread 'main' panicked at (here) x.rs:1:2:\nthe (12) end\n");
+}
+
+#[test]
+fn exceptions_pass_traced_frames() {
+    Check::of(Program::of(&["exceptions.cpp"])).run();
+}
+
+#[test]
+fn exceptions_that_meet_noexcept_terminate() {
+    Check::of(Program::of(&["terminate.cpp"])).run();
+}
+
+#[test]
+fn exceptions_pass_a_shared_library_both_ways() {
+    Check::of(Program::of(&["library_exceptions.cpp"]).library(Library::Linked)).run();
+}
+
+#[test]
+fn panics_are_caught() {
+    Check::of(Program::of(&["panics.rs"])).run();
+}
+
+#[test]
+fn rust_backtraces_show_the_same_frames() {
+    let program = Program::of(&["rust_backtrace.rs"]).started_by(&["/usr/bin/env", "RUST_BACKTRACE=1"]);
+    Check::of(program).normalise(without_thread_numbers).run();
+}
+
+#[test]
+fn backtraces_show_the_same_frames() {
+    Check::of(Program::of(&["backtrace.c"])).run();
+}
+
+#[test]
+fn longjmp_leaves_traced_frames() {
+    Check::of(Program::of(&["longjmp.c"])).run();
+}
+
+#[test]
+fn functions_that_look_at_their_frames_see_them() {
+    Check::of(Program::of(&["own_stack_use.c"])).run();
+}
