@@ -11,7 +11,7 @@ pub const MAGIC: [u8; 8] = *b"\x8ftrapl\r\n";
 /// types that they do not know.
 pub const VERSION: u32 = 1;
 
-/// Bytes of the file's header: the magic, the version (4 bytes), and 4 bytes of zero.
+/// Bytes of the file's header: the magic, the version (4 bytes), and the checksum of these 12 bytes. This much is the same in all versions.
 pub const FILE_HEADER_BYTES: usize = 16;
 
 /// How each chunk begins.
@@ -113,7 +113,16 @@ pub fn file_header() -> [u8; FILE_HEADER_BYTES] {
     let mut header = [0; FILE_HEADER_BYTES];
     header[..8].copy_from_slice(&MAGIC);
     header[8..12].copy_from_slice(&VERSION.to_le_bytes());
+    let sum = crc32fast::hash(&header[..12]);
+    header[12..].copy_from_slice(&sum.to_le_bytes());
     header
+}
+
+/// The version in the header of a trace file; `None` if it is none, or damaged.
+pub fn parse_file_header(bytes: &[u8]) -> Option<u32> {
+    let intact =
+        bytes.len() >= FILE_HEADER_BYTES && bytes[..8] == MAGIC && crc32fast::hash(&bytes[..12]) == u32_at(bytes, 12);
+    intact.then(|| u32_at(bytes, 8))
 }
 
 /// Makes the head of a chunk.

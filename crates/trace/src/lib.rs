@@ -1,15 +1,23 @@
 //! trapline's trace file: written while recording, read as a stream, analysed.
 //!
-//! The [`Writer`] takes what the recorder tells it ([`Meta`], [`Process`], [`Module`], [`Stream`], ...) and raw records, which the [`Encoder`] packs.
+//! The [`Writer`] takes what the recorder tells it ([`Meta`], [`Process`], [`Module`], [`Stream`], ...) and raw records, which the [`Encoder`] packs. The
+//! [`Reader`] gives [`Chunk`]s back, past any damage; the [`Catalog`] gathers what is no event, and the [`Decoder`] unpacks what is.
 #![forbid(unsafe_code)]
 
+mod catalog;
+mod decode;
 mod encode;
 mod error;
 pub mod format;
 mod model;
+mod reader;
 mod writer;
 
+pub use catalog::{Catalog, Clock, FunctionRef};
+pub use decode::{BadChunk, Decoder, EventsChunk, TimedEvent};
 pub use encode::{Batch, Encoded, Encoder, MAX_RECORDS, Position};
 pub use error::Error;
 pub use model::{ClockPoint, End, Exit, Function, How, Load, Losses, Meta, Module, Process, Stream, Unload};
+pub use reader::{Chunk, Damage, Functions, ModuleHead, Reader};
+pub use trapline_abi::record;
 pub use writer::Writer;

@@ -148,7 +148,7 @@ impl Writer {
                 }
             }
             let mut payload = Vec::new();
-            for number in [module.id, len_u32(first), count, len_u32(bytes.len())] {
+            for number in [module.id, module.first_site + len_u32(first), count, len_u32(bytes.len())] {
                 payload.extend_from_slice(&number.to_le_bytes());
             }
             payload.extend(zstd::bulk::compress(&bytes, NAMES_LEVEL).map_err(Error::Compress)?);
