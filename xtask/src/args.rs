@@ -14,6 +14,8 @@ Usage: cargo xtask VERB
   bench [ARGUMENTS]             the benchmarks; arguments go to `cargo bench`
   kernel-test [OPTIONS]         the engine in a kernel of its own, in QEMU, 64 and 32 bit: --arch x86_64|i386,
                                 --accel tcg|kvm, --quick (fewer pokes), --json (one line a run)
+  fidelity [PROGRAM...]         real programs under trapline and under callgrind: every function was called as often as
+                                the trace says
   help                          this text
 
   --quick      leave out what needs a release build: models and stress
@@ -36,6 +38,8 @@ pub(crate) enum Verb {
     Bench(Vec<String>),
     /// Run the testbed kernel.
     KernelTest(KernelTest),
+    /// Compare traces with callgrind's counts, of these programs or of all.
+    Fidelity(Vec<String>),
 }
 
 /// What of `kernel-test` the user asked for.
@@ -106,6 +110,7 @@ pub(crate) fn parse(mut arguments: impl Iterator<Item = String>, under_ci: bool)
         "lint" => selection(arguments, &["--skip-i686"], under_ci).map(Verb::Lint),
         "bench" => Ok(Verb::Bench(arguments.collect())),
         "kernel-test" => kernel_test(arguments).map(Verb::KernelTest),
+        "fidelity" => Ok(Verb::Fidelity(arguments.collect())),
         unknown => Err(format!("unknown verb `{unknown}`")),
     }
 }

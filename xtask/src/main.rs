@@ -10,7 +10,9 @@
 
 mod args;
 mod expect;
+mod fidelity;
 mod kernel;
+mod packages;
 mod runner;
 mod setup;
 mod steps;
@@ -52,6 +54,7 @@ fn carry_out(verb: Verb) -> Result<ExitCode> {
         Verb::Lint(selection) => Ok(runner::run_all(&steps::select(steps::LINT, selection))),
         Verb::Bench(arguments) => bench(&arguments),
         Verb::KernelTest(asked) => kernel::test(asked),
+        Verb::Fidelity(programs) => fidelity::run(&programs),
     }
 }
 
