@@ -60,9 +60,6 @@ const NEEDS: &[packages::Need] = &[
     ("/usr/bin/gawk", "gawk"),
 ];
 
-/// Where Debian's valgrind has the object that it loads into every program.
-const PRELOADED: &str = "/usr/libexec/valgrind/vgpreload_core-amd64-linux.so";
-
 /// Runs the named programs, or all.
 pub(crate) fn run(names: &[String]) -> Result<ExitCode> {
     if let Some(unknown) = names.iter().find(|name| PROGRAMS.iter().all(|program| program.name != name.as_str())) {
@@ -148,14 +145,46 @@ struct Trace {
     lost: BTreeMap<String, u64>,
 }
 
+const CALLGRIND: [&str; 6] = [
+    "/usr/bin/valgrind",
+    "--quiet",
+    "--tool=callgrind",
+    "--dump-instr=yes",
+    "--compress-strings=no",
+    "--compress-pos=no",
+];
+
+/// What programs have in their environment under callgrind: valgrind adds variables, and a script that reads its environment makes more calls then.
+fn environment(folder: &Folder) -> Result<Vec<(String, String)>> {
+    let mut command = Command::new(CALLGRIND[0]);
+    command.args(&CALLGRIND[1..]).args(["--callgrind-out-file=/dev/null", "/usr/bin/env", "-0"]);
+    command.env_clear().envs(given()).current_dir(folder.inputs()).stdin(Stdio::null());
+    let printed = finish(command, "`env` under callgrind")?;
+    let printed = String::from_utf8(printed).context("the environment under callgrind is not UTF-8")?;
+    let variables = printed.split_terminator('\0').filter_map(|variable| variable.split_once('='));
+    Ok(variables.map(|(name, value)| (name.to_owned(), value.to_owned())).collect())
+}
+
+/// With randomised hashes, two runs differ. No PATH: the programs start no other.
+const ENVIRONMENT: &[(&str, &str)] = &[
+    ("HOME", "/nonexistent"),
+    ("LANG", "C"),
+    ("PYTHONHASHSEED", "0"),
+    ("PERL_HASH_SEED", "0"),
+    ("PYTHONDONTWRITEBYTECODE", "1"),
+];
+
+fn given() -> Vec<(String, String)> {
+    ENVIRONMENT.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect()
+}
+
 /// The command of a program in its fixed surroundings, behind other words.
-fn command(program: &Program, before: &[OsString], folder: &Folder) -> Command {
+fn command(program: &Program, before: &[OsString], folder: &Folder, environment: &[(String, String)]) -> Command {
     let mut words = before.iter().cloned().chain(program.command.iter().map(OsString::from));
     let mut command = Command::new(words.next().expect("a command"));
     command.args(words).env_clear().current_dir(folder.inputs());
-    // What depends on the environment's size and on hashed names is the same then. No PATH: the programs start no other.
-    command.envs([("HOME", "/nonexistent"), ("LANG", "C"), ("PYTHONHASHSEED", "0"), ("PERL_HASH_SEED", "0")]);
-    command.env("PYTHONDONTWRITEBYTECODE", "1").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.envs(environment.iter().map(|(name, value)| (name, value)));
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
 
@@ -170,11 +199,9 @@ fn exact_counts(program: &Program, folder: &Folder) -> Result<Calls> {
     let file = folder.path.join("callgrind.out");
     let mut out: OsString = "--callgrind-out-file=".into();
     out.push(&file);
-    let words = ["/usr/bin/valgrind", "--quiet", "--tool=callgrind", "--dump-instr=yes"];
-    let mut words: Vec<OsString> = words.map(OsString::from).to_vec();
-    words.extend(["--compress-strings=no", "--compress-pos=no"].map(OsString::from));
+    let mut words: Vec<OsString> = CALLGRIND.iter().map(OsString::from).collect();
     words.push(out);
-    finish(command(program, &words, folder), &format!("{} under callgrind", program.name))?;
+    finish(command(program, &words, folder, &given()), &format!("{} under callgrind", program.name))?;
     let text = fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
     callgrind::counts(&text, |object| module(program, object))
 }
@@ -198,12 +225,7 @@ fn record(trapline: &Path, program: &Program, folder: &Folder, options: &[&str])
     );
     words.extend(options.iter().map(OsString::from));
     words.push("--".into());
-    let mut command = command(program, &words, folder);
-    // Valgrind loads an object into the program and the program sees that in its environment; without it, scripts have one variable less.
-    if Path::new(PRELOADED).exists() {
-        command.env("LD_PRELOAD", PRELOADED);
-    }
-    finish(command, &format!("{} under trapline", program.name))?;
+    finish(command(program, &words, folder, &folder.environment), &format!("{} under trapline", program.name))?;
     let report = ask(trapline, "report", &file)?;
     let mut trace =
         Trace { calls: Calls::new(), traced: BTreeSet::new(), names: BTreeMap::new(), lost: BTreeMap::new() };
@@ -267,13 +289,17 @@ pub(crate) fn target_folder() -> PathBuf {
 #[derive(Debug)]
 struct Folder {
     path: PathBuf,
+    /// What callgrind makes of [`ENVIRONMENT`]: for the other runs.
+    environment: Vec<(String, String)>,
 }
 
 impl Folder {
     fn create() -> Result<Self> {
         let path = std::env::temp_dir().join(format!("trapline-fidelity-{}", std::process::id()));
         fs::create_dir_all(path.join("inputs")).with_context(|| format!("creating {}", path.display()))?;
-        Ok(Self { path })
+        let mut folder = Self { path, environment: Vec::new() };
+        folder.environment = environment(&folder)?;
+        Ok(folder)
     }
 
     fn inputs(&self) -> PathBuf {
