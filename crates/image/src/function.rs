@@ -31,6 +31,19 @@ impl Function {
         }
     }
 
+    /// How it is armed, if it can be.
+    pub fn plan(&self) -> Option<&Plan> {
+        match &self.verdict {
+            Verdict::Traced(plan) => Some(plan),
+            Verdict::Untraced(_) => None,
+        }
+    }
+
+    /// The first address behind it.
+    pub fn end(&self) -> u64 {
+        self.address.saturating_add(self.size)
+    }
+
     /// Whether its calls can be seen, but not their returns.
     pub fn is_entry_only(&self) -> bool {
         matches!(&self.verdict, Verdict::Traced(plan) if plan.entry_only.is_some())
@@ -66,6 +79,13 @@ pub struct Plan {
     pub(crate) stub_bytes: u16,
     /// Branches of the function that lead into the moved instructions, and have to follow them: the address of each.
     pub(crate) redirected: Vec<u64>,
+}
+
+impl Plan {
+    /// Whether branches of the function that lead into the window are changed, to follow what is moved.
+    pub fn redirects(&self) -> bool {
+        !self.redirected.is_empty()
+    }
 }
 
 /// What is put at a function's entry.

@@ -20,9 +20,28 @@ use std::{
 
 use trapline_engine::{Addr, AddrRange, Mode};
 
+use self::{
+    elf::{Elf, Segment},
+    frames::Frames,
+    marks::Text,
+    plan::Evidence,
+};
+
 mod arm;
+mod debug;
+mod discover;
+mod elf;
+mod flags;
+mod frames;
 mod function;
+mod marks;
+mod names;
+mod padding;
+mod plan;
 mod reason;
+mod scan;
+mod stack;
+mod tables;
 
 pub use arm::{ArmRequest, Armed, ArmedSite, Entries, Write};
 pub use function::{Function, LeftOut, NoFunction, Plan, Rung, Verdict};
@@ -51,6 +70,7 @@ pub enum Error {
 #[derive(Debug)]
 pub struct Image {
     bytes: Vec<u8>,
+    segments: Vec<Segment>,
     mode: Mode,
     build_id: Option<Vec<u8>>,
     functions: Vec<Function>,
@@ -66,7 +86,8 @@ impl Image {
     /// The file cannot be read, or is no ELF file for x86.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let bytes = std::fs::read(path).map_err(|error| Error::Unreadable { path: path.to_owned(), error })?;
-        Self::parse(bytes, &path.file_name().unwrap_or_default().to_string_lossy())
+        let module = path.file_name().unwrap_or_default().to_string_lossy();
+        Self::read(bytes, &module, |elf| debug::separate_file(elf, path))
     }
 
     /// Makes sense of the contents of a file, without any other. Functions without a name are called after `module`.
@@ -74,15 +95,45 @@ impl Image {
     /// # Errors
     /// It is no ELF file for x86.
     pub fn parse(bytes: Vec<u8>, module: &str) -> Result<Self, Error> {
-        let _ = module;
+        Self::read(bytes, module, |_| None)
+    }
+
+    fn read(bytes: Vec<u8>, module: &str, separate: impl FnOnce(&Elf<'_>) -> Option<Vec<u8>>) -> Result<Self, Error> {
+        let elf = Elf::parse(&bytes).map_err(|what| Error::Malformed { what })?;
+        let mut symbols = elf.symbols(false);
+        let other_file = if symbols.iter().any(|symbol| symbol.is_function) {
+            None
+        } else {
+            separate(&elf).or_else(|| debug::embedded_file(&elf))
+        };
+        let other_elf = other_file.as_deref().and_then(|bytes| Elf::parse(bytes).ok());
+        if let Some(other) = other_elf.as_ref().filter(|other| other.mode == elf.mode) {
+            symbols.extend(other.symbols(false));
+        }
+        symbols.extend(elf.symbols(true));
+
+        let text = Text::of(&elf);
+        let frames = Frames::read(&elf);
+        let discovered = discover::discover(&elf, &symbols, &frames);
+        let scanned = scan::scan(&elf, &text, &frames, &discovered);
+        let is_go = elf.section(".note.go.buildid").or_else(|| elf.section(".gopclntab")).is_some();
+        let evidence = Evidence { elf: &elf, text: &text, scanned: &scanned, module, is_go };
+        let (functions, mut left_out) = plan::judge(&evidence, discovered.candidates);
+        left_out.extend(discovered.left_out);
+        left_out.sort_by_key(LeftOut::address);
+
+        let code = text.ranges();
+        let start = code.first().map_or(0, |range| range.start);
+        let end = code.iter().map(|range| range.end).max().unwrap_or(start);
         Ok(Self {
+            mode: elf.mode,
+            build_id: elf.build_id.map(<[u8]>::to_vec),
+            functions,
+            left_out,
+            text: AddrRange { start: Addr::new(start), end: Addr::new(end) },
+            lowest: elf.segments.iter().map(|segment| segment.address).min().unwrap_or(0),
+            segments: elf.segments,
             bytes,
-            mode: Mode::Bits64,
-            build_id: None,
-            functions: Vec::new(),
-            left_out: Vec::new(),
-            text: AddrRange::default(),
-            lowest: 0,
         })
     }
 
@@ -128,7 +179,7 @@ impl Image {
 
     /// The bytes of the file that are loaded at `address` and behind it, as far as its segment goes.
     pub fn code(&self, address: Addr) -> &[u8] {
-        let _ = address;
-        &self.bytes[..0]
+        let at = |segment: &Segment| segment.at(&self.bytes, address.value());
+        self.segments.iter().filter(|segment| segment.is_code).find_map(at).unwrap_or_default()
     }
 }
