@@ -32,7 +32,7 @@ fn main() {
             selected: &all,
             bias,
             stubs_at: Addr::new(bias)
-                .after(usize::try_from(image.text_range().end.value()).unwrap_or(0) + (1 << 24) & !0xf),
+                .after(usize::try_from(image.text_range().end.value()).unwrap_or(0).next_multiple_of(1 << 24)),
             entries: Entries { enter: entry, enter_keep_flags: entry, enter_limited: entry, point: entry },
             first_site: 0,
             returns: true,
@@ -83,10 +83,14 @@ fn main() {
             }
             *counts.entry(format!("no function: {:?}", other.why)).or_default() += 1;
         }
+        for (index, reason) in &armed.refused {
+            let function = &image.functions()[*index];
+            println!("refused: {:#x} {}: {} {}", function.address, function.name, reason.code(), reason.detail());
+        }
         let (traced, total) = (all.len(), image.functions().len());
         println!(
-            "{file}: {traced} of {total} functions, {:.2} %; read in {opened:.0?}, armed in {arming:.0?}: {} stub bytes, {} refused",
-            100.0 * traced as f64 / total.max(1) as f64,
+            "{file}: {traced} of {total} functions, {} %; read in {opened:.0?}, armed in {arming:.0?}: {} stub bytes, {} refused",
+            percent(traced, total),
             armed.stubs.len(),
             armed.refused.len(),
         );
@@ -94,4 +98,10 @@ fn main() {
             println!("    {count:7} {kind}");
         }
     }
+}
+
+/// With two digits behind the point, rounded down.
+fn percent(part: usize, whole: usize) -> String {
+    let hundredths = part * 10_000 / whole.max(1);
+    format!("{}.{:02}", hundredths / 100, hundredths % 100)
 }

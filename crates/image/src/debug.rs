@@ -2,7 +2,7 @@
 //!
 //! Owns the search for them: a compressed file within the file (`.gnu_debugdata`), and separate debug files, by build-id and by name
 //! (`.gnu_debuglink`). Neighbours: discovery reads the symbols of what is found here. Invariant: a separate file is used only if its build-id or its
-//! checksum says that it belongs to this one. Source: GDB's manual, "Separate Debug Files" and "MiniDebugInfo".
+//! checksum says that it belongs to this one. Source: GDB's manual, "Separate Debug Files" and "`MiniDebugInfo`".
 
 use std::{
     fs,
@@ -34,7 +34,7 @@ pub(crate) fn embedded_file(elf: &Elf<'_>) -> Option<Vec<u8>> {
 
 fn by_build_id(elf: &Elf<'_>, root: &Path) -> Option<Vec<u8>> {
     let (first, rest) = elf.build_id?.split_first()?;
-    let rest: String = rest.iter().map(|byte| format!("{byte:02x}")).collect();
+    let rest = rest.iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"));
     let bytes = fs::read(root.join(format!(".build-id/{first:02x}/{rest}.debug"))).ok()?;
     let belongs = Elf::parse(&bytes).is_ok_and(|other| other.build_id == elf.build_id);
     belongs.then_some(bytes)

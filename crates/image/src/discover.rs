@@ -10,9 +10,9 @@ use trapline_engine::{Addr, AddrRange};
 
 use crate::{
     LeftOut, NoFunction,
-    elf::{Binding, Elf, Symbol},
+    elf::{Binding, Elf, Section, Segment, Symbol},
     frames::{Cfa, Frames},
-    names::{Names, is_cold},
+    names::{Names, is_part},
 };
 
 /// An address that may be a function's.
@@ -37,9 +37,9 @@ pub(crate) struct FrameAtEntry {
 }
 
 impl Candidate<'_> {
-    /// Whether all its names say that it is the cold part of a function.
-    pub(crate) fn has_cold_name(&self) -> bool {
-        !self.names.is_empty() && self.names.iter().all(is_cold)
+    /// Whether all its names say that it is a part of a function.
+    pub(crate) fn is_named_part(&self) -> bool {
+        !self.names.is_empty() && self.names.iter().all(is_part)
     }
 
     pub(crate) fn end(&self) -> u64 {
@@ -157,10 +157,9 @@ fn find_ends(elf: &Elf<'_>, candidates: &mut [Candidate<'_>]) {
     for candidate in candidates.iter_mut().rev() {
         let address = candidate.address;
         let sections = elf.sections.iter().filter(|section| section.is_code);
-        let section =
-            sections.filter(|section| (section.address..section.end()).contains(&address)).map(|section| section.end());
+        let section = sections.filter(|section| (section.address..section.end()).contains(&address)).map(Section::end);
         let segments = elf.segments.iter().filter(|segment| (segment.address..segment.end()).contains(&address));
-        let end = section.chain(segments.map(|segment| segment.end())).min().unwrap_or(address);
+        let end = section.chain(segments.map(Segment::end)).min().unwrap_or(address);
         if candidate.size == 0 {
             candidate.size = end.min(next) - address;
         }

@@ -136,8 +136,8 @@ impl<'a> Elf<'a> {
             return Err("its segments of code overlap".to_owned());
         }
         let find = |kind| programs.iter().find(|program| program.p_type(ENDIAN) == kind);
-        let notes = programs.iter().filter(|program| program.p_type(ENDIAN) == elf::PT_NOTE);
-        let build_id = notes.filter_map(|program| build_id::<File>(program, bytes)).next();
+        let mut notes = programs.iter().filter(|program| program.p_type(ENDIAN) == elf::PT_NOTE);
+        let build_id = notes.find_map(|program| build_id::<File>(program, bytes));
         let mut elf = Self {
             bytes,
             mode,

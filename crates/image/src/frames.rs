@@ -4,7 +4,7 @@
 //! the stack pointer from the return address. Invariant: what cannot be read is not there; nothing else of the file depends on it. Source: DWARF 5
 //! section 6.4, LSB 5.0 "Exception Frames", and GCC's `unwind-pe.h` for the table of landing places.
 
-use std::{collections::HashMap, ops::Range};
+use std::collections::HashMap;
 
 use gimli::{
     BaseAddresses, CallFrameInstruction, CieOrFde, DwEhPe, EhFrame, EhFrameHdr, EndianSlice, FrameDescriptionEntry,
@@ -121,7 +121,7 @@ impl<'a> Frames<'a> {
         let mut at = frame.start;
         let factor = frame.entry_in_section.cie().code_alignment_factor();
         let data_factor = frame.entry_in_section.cie().data_alignment_factor();
-        self.each_instruction(frame, |instruction, _| {
+        self.each_instruction(frame, |instruction| {
             let before = (at, state);
             match instruction {
                 CallFrameInstruction::AdvanceLoc { delta } => {
@@ -162,13 +162,13 @@ impl<'a> Frames<'a> {
         let mut found = Vec::new();
         while let Ok(Some(entry)) = entries.next() {
             let CieOrFde::Fde(partial) = entry else { continue };
-            let parsed = partial.parse(|section, bases, offset| match common.get(&offset) {
-                Some(known) => Ok(Clone::clone(known)),
-                None => {
-                    let cie = section.cie_from_offset(bases, offset)?;
-                    common.insert(offset, cie.clone());
-                    Ok(cie)
+            let parsed = partial.parse(|section, bases, offset| {
+                if let Some(known) = common.get(&offset) {
+                    return Ok(Clone::clone(known));
                 }
+                let cie = section.cie_from_offset(bases, offset)?;
+                common.insert(offset, cie.clone());
+                Ok(cie)
             });
             let Ok(entry) = parsed else { continue };
             let (start, end) = (entry.initial_address(), entry.initial_address().saturating_add(entry.len()));
@@ -186,7 +186,7 @@ impl<'a> Frames<'a> {
             };
             let factor = frame.entry_in_section.cie().data_alignment_factor();
             let (mut cfa, mut has_no_return) = (Cfa::Unknown, false);
-            self.each_instruction(&frame, |instruction, _| {
+            self.each_instruction(&frame, |instruction| {
                 match instruction {
                     CallFrameInstruction::AdvanceLoc { .. } | CallFrameInstruction::SetLoc { .. } => return false,
                     CallFrameInstruction::Undefined { register } => {
@@ -202,16 +202,16 @@ impl<'a> Frames<'a> {
         found
     }
 
-    /// The instructions of the common part and of `frame`, until `each` returns false in the latter. It is told which part they are of.
-    fn each_instruction(&self, frame: &Frame<'a>, mut each: impl FnMut(&CallFrameInstruction<usize>, bool) -> bool) {
+    /// The instructions of the common part and of `frame`, until `each` returns false in the latter.
+    fn each_instruction(&self, frame: &Frame<'a>, mut each: impl FnMut(&CallFrameInstruction<usize>) -> bool) {
         let entry = &frame.entry_in_section;
         let mut common = entry.cie().instructions(&self.section, &self.bases);
         while let Ok(Some(instruction)) = common.next() {
-            each(&instruction, true);
+            each(&instruction);
         }
         let mut own = entry.instructions(&self.section, &self.bases);
         while let Ok(Some(instruction)) = own.next() {
-            if !each(&instruction, false) {
+            if !each(&instruction) {
                 break;
             }
         }
@@ -267,11 +267,12 @@ impl EncodedReader<'_> {
         let at = self.start.wrapping_add((self.len - self.slice.len()) as u64);
         let raw = match encoding.format() {
             constants::DW_EH_PE_absptr if self.mode == Mode::Bits32 => self.slice.read_u32()?.into(),
-            constants::DW_EH_PE_absptr => self.slice.read_u64()?,
             constants::DW_EH_PE_uleb128 => self.slice.read_uleb128()?,
             constants::DW_EH_PE_udata2 => self.slice.read_u16()?.into(),
             constants::DW_EH_PE_udata4 => self.slice.read_u32()?.into(),
-            constants::DW_EH_PE_udata8 | constants::DW_EH_PE_sdata8 => self.slice.read_u64()?,
+            constants::DW_EH_PE_absptr | constants::DW_EH_PE_udata8 | constants::DW_EH_PE_sdata8 => {
+                self.slice.read_u64()?
+            }
             constants::DW_EH_PE_sleb128 => self.slice.read_sleb128()?.cast_unsigned(),
             constants::DW_EH_PE_sdata2 => i64::from(self.slice.read_i16()?).cast_unsigned(),
             constants::DW_EH_PE_sdata4 => i64::from(self.slice.read_i32()?).cast_unsigned(),
@@ -292,8 +293,8 @@ fn landing_places(reader: &mut EncodedReader<'_>, function: u64, found: &mut imp
     }
     let encoding = DwEhPe(reader.slice.read_u8()?);
     let table_bytes = usize::try_from(reader.slice.read_uleb128()?).unwrap_or(usize::MAX);
-    let end: Range<usize> = 0..reader.slice.len().saturating_sub(table_bytes);
-    while reader.slice.len() > end.end {
+    let bytes_behind = reader.slice.len().saturating_sub(table_bytes);
+    while reader.slice.len() > bytes_behind {
         let (_start, _len) = (reader.value(encoding)?, reader.value(encoding)?);
         let landing = reader.value(encoding)?;
         reader.slice.read_uleb128()?;

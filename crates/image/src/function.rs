@@ -125,8 +125,8 @@ impl LeftOut {
 /// Why something is no function.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum NoFunction {
-    /// Its symbol says that it is the rarely executed part of a function.
-    ColdName,
+    /// Its symbol says that it is a part of a function, placed elsewhere because it is rarely executed.
+    PartName,
     /// Its unwind information begins with a frame: it is entered by jumps from the middle of a function.
     FrameAtEntry,
     /// It has no symbol, and nothing but jumps leads there: the rarely executed part of a function.

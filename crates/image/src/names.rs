@@ -78,13 +78,14 @@ fn demangle(symbol: &str) -> String {
     symbol.to_owned()
 }
 
-/// Whether a symbol of this name is the rarely executed part of a function: GCC appends `.cold`, and used to append a number.
-pub(crate) fn is_cold(name: &[u8]) -> bool {
+/// Whether a symbol of this name is a part of a function, placed elsewhere because it is rarely executed: compilers append `.cold`, and a number
+/// perhaps; BOLT appends `.warm` as well.
+pub(crate) fn is_part(name: &[u8]) -> bool {
     let mut rest = name;
     while let Some(dot) = rest.iter().rposition(|byte| *byte == b'.') {
         let (front, suffix) = (&rest[..dot], &rest[dot + 1..]);
         match suffix {
-            b"cold" => return true,
+            b"cold" | b"warm" => return true,
             _ if !suffix.is_empty() && suffix.iter().all(u8::is_ascii_digit) => rest = front,
             _ => return false,
         }
@@ -102,7 +103,9 @@ mod tests {
 
     fn chosen(symbols: &[(&str, Binding)]) -> Option<(String, Vec<String>)> {
         let mut names = Names::default();
-        symbols.iter().for_each(|(name, binding)| names.add(&symbol(name, *binding)));
+        for (name, binding) in symbols {
+            names.add(&symbol(name, *binding));
+        }
         names.choose()
     }
 
@@ -138,14 +141,14 @@ mod tests {
     }
 
     #[test]
-    fn cold_parts_are_known_by_their_suffix_alone() {
-        for cold in ["main.cold", "f.part.0.cold", "f.cold.12", "_ZN3fooEv.cold"] {
-            assert!(is_cold(cold.as_bytes()), "{cold}");
+    fn parts_are_known_by_their_suffix_alone() {
+        for cold in ["main.cold", "f.part.0.cold", "f.cold.12", "_ZN3fooEv.cold", "f.warm"] {
+            assert!(is_part(cold.as_bytes()), "{cold}");
         }
         for function in
             ["main", "cold", "f.cold_start", "f.part.0", "f.isra.1", "f.constprop.0.isra.2", "f.coldest.1", ""]
         {
-            assert!(!is_cold(function.as_bytes()), "{function}");
+            assert!(!is_part(function.as_bytes()), "{function}");
         }
     }
 }

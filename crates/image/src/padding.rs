@@ -89,7 +89,7 @@ impl Padding {
 /// How many of the first bytes of `code` are padding: nops and breakpoints, as compilers, assemblers and linkers fill gaps.
 pub(crate) fn leading_bytes(mode: Mode, code: &[u8]) -> usize {
     let mut len = 0;
-    for insn in decoder(mode, 0, code).iter() {
+    for insn in &mut decoder(mode, 0, code) {
         let is_padding = match insn.mnemonic() {
             Mnemonic::Nop | Mnemonic::Int3 => true,
             // `xchg ax, ax`, as the decoder calls `66 90`.

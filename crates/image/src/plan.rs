@@ -25,8 +25,8 @@ use crate::{
     elf::Elf,
     flags,
     frames::Cfa,
-    marks::Text,
-    padding::Padding,
+    marks::{Marks, Text},
+    padding::{Padding, leading_bytes},
     scan::{Scanned, branch_target, decoder},
 };
 
@@ -116,8 +116,8 @@ impl Evidence<'_, '_> {
         if frame.is_some_and(|frame| frame.is_signal) {
             return Some(NoFunction::SignalReturn);
         }
-        if candidate.has_cold_name() {
-            return (!is_called).then_some(NoFunction::ColdName);
+        if candidate.is_named_part() {
+            return (!is_called).then_some(NoFunction::PartName);
         }
         if candidate.is_certain {
             return None;
@@ -126,7 +126,7 @@ impl Evidence<'_, '_> {
             return Some(NoFunction::FrameAtEntry);
         }
         let is_known = is_called || scanned.taken.contains(text, address) || !candidate.names.is_empty();
-        let is_jumped_to = scanned.outside.contains(text, address);
+        let is_jumped_to = scanned.outside.contains(text, address) || scanned.listed.contains(text, address);
         (is_jumped_to && !is_known).then_some(NoFunction::OnlyJumpedTo)
     }
 
@@ -139,7 +139,7 @@ impl Evidence<'_, '_> {
             }
             // They jump back to the function, if they ever leave.
             let range = candidate.address..candidate.end();
-            for insn in decoder(self.elf.mode, range.start, self.text.range(range.clone())).iter() {
+            for insn in &mut decoder(self.elf.mode, range.start, self.text.range(range.clone())) {
                 let target = branch_target(&insn).filter(|target| !range.contains(target));
                 if let Some(target) = target.filter(|_| insn.flow_control() != FlowControl::Call) {
                     let index = self.scanned.units.partition_point(|unit| unit.range.start <= target);
@@ -255,20 +255,19 @@ impl Evidence<'_, '_> {
 
     /// The jump over the whole window, and perhaps over padding behind it.
     fn whole(&self, window: &Window<'_>) -> Result<(Rung, Relocated), Reason> {
-        let bytes = window.at + 1..window.at + CALL_BYTES as u64;
-        if let Some(target) = self.scanned.first_target(self.text, bytes) {
+        if window.code.len() + window.room < CALL_BYTES {
+            return Err(Reason::TooShort);
+        }
+        if let Some(target) = self.first_obstacle(window, CALL_BYTES) {
             return Err(self.led_to(target));
         }
         let attempt = if window.code.len() < CALL_BYTES {
-            if window.code.len() + window.room < CALL_BYTES {
-                return Err(Reason::TooShort);
-            }
             self.relocate(window, window.path_bytes(self.elf.mode))?
         } else {
             match self.relocate(window, CALL_BYTES) {
                 Err(Reason::NotRelocatable(RelocateError { reason: RelocateReason::EndsTooSoon, .. })) => {
                     let path = window.path_bytes(self.elf.mode);
-                    if !does_nothing(self.elf.mode, &window.code[path..CALL_BYTES.max(path)]) {
+                    if path + leading_bytes(self.elf.mode, &window.code[path..]) < CALL_BYTES {
                         return Err(Reason::TooShort);
                     }
                     self.relocate(window, path)?
@@ -288,15 +287,27 @@ impl Evidence<'_, '_> {
 
     /// What is moved for a short jump.
     fn short(&self, window: &Window<'_>) -> Option<Relocated> {
-        if window.code.len() < SHORT_JUMP_BYTES
-            || self.scanned.first_target(self.text, window.at + 1..window.at + 2).is_some()
-        {
+        if window.code.len() < SHORT_JUMP_BYTES || self.first_obstacle(window, SHORT_JUMP_BYTES).is_some() {
             return None;
         }
         let relocated = self.relocate(window, SHORT_JUMP_BYTES).ok()?;
-        let moved = window.at + 1..window.at + relocated.consumed_bytes.min(CALL_BYTES) as u64;
-        // What leads behind the short jump finds what always was there, but only at the beginning of an instruction is that what was meant.
-        self.scanned.first_target(self.text, moved).is_none().then_some(relocated)
+        // What leads behind the short jump finds the bytes that always were there. Those of an instruction that was moved in part are none.
+        self.first_obstacle(window, relocated.consumed_bytes).is_none().then_some(relocated)
+    }
+
+    /// The first address that something leads to between the first and the last of the window's first `len_bytes` bytes.
+    ///
+    /// Data that was taken for code, and tables that were read beyond their end, seem to lead anywhere. What a function's own branches do not
+    /// lead to, and is in the middle of one of its instructions, is of that kind.
+    fn first_obstacle(&self, window: &Window<'_>, len_bytes: usize) -> Option<u64> {
+        let mut range = window.at + 1..window.at + len_bytes as u64;
+        range.find(|address| {
+            let is_target = |marks: &&Marks| marks.contains(self.text, *address);
+            let scanned = self.scanned;
+            let others = [&scanned.outside, &scanned.called, &scanned.taken, &scanned.listed];
+            is_target(&&scanned.inside)
+                || others.iter().any(is_target) && window.begins_instruction(self.elf.mode, *address)
+        })
     }
 
     /// The jump over the whole window, although branches of the function lead into it, which can be sent elsewhere. Also says where those are.
@@ -307,7 +318,8 @@ impl Evidence<'_, '_> {
         }
         let scanned = self.scanned;
         let others = [&scanned.outside, &scanned.called, &scanned.taken, &scanned.listed];
-        if others.iter().any(|marks| marks.first_in(self.text, bytes.clone()).is_some()) {
+        let is_target = |address: u64| others.iter().any(|marks| marks.contains(self.text, address));
+        if bytes.clone().any(|at| is_target(at) && window.begins_instruction(self.elf.mode, at)) {
             return None;
         }
         let relocated = self.relocate(window, CALL_BYTES).ok()?;
@@ -374,10 +386,22 @@ struct Window<'a> {
 }
 
 impl Window<'_> {
+    /// Whether one of its instructions is at `address`, or behind them.
+    fn begins_instruction(&self, mode: Mode, address: u64) -> bool {
+        let mut at = self.at;
+        for insn in &mut decoder(mode, self.at, self.code) {
+            if at >= address || insn.is_invalid() {
+                return at == address || insn.is_invalid();
+            }
+            at = insn.next_ip();
+        }
+        true
+    }
+
     /// Bytes of whole instructions until control goes elsewhere, or the code ends.
     fn path_bytes(&self, mode: Mode) -> usize {
         let mut len = 0;
-        for insn in decoder(mode, self.at, self.code).iter() {
+        for insn in &mut decoder(mode, self.at, self.code) {
             if insn.is_invalid() {
                 break;
             }
@@ -416,9 +440,4 @@ fn begins_with_endbr(mode: Mode, code: &[u8]) -> bool {
         Mode::Bits64 => 0xfa,
     };
     code.starts_with(&[0xf3, 0x0f, 0x1e, last])
-}
-
-/// Whether all of `code` is padding.
-fn does_nothing(mode: Mode, code: &[u8]) -> bool {
-    crate::padding::leading_bytes(mode, code) == code.len()
 }

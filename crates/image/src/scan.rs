@@ -97,8 +97,13 @@ pub(crate) fn scan<'a>(elf: &Elf<'a>, text: &Text<'a>, frames: &Frames<'a>, disc
     };
     let context = Context { elf, text, frames };
     // Units are small and many; a few hundred of them make a piece of work.
-    scanned.facts =
+    let seen: Vec<(Facts, Option<Tables>)> =
         scanned.units.par_iter().with_min_len(256).map(|unit| scan_unit(&context, &scanned, unit)).collect();
+    let (facts, tables): (Vec<_>, Vec<_>) = seen.into_iter().unzip();
+    scanned.facts = facts;
+    let tables: Vec<Tables> = tables.into_iter().flatten().collect();
+    let beginnings = Tables::beginnings(&context, &tables);
+    tables.into_par_iter().with_min_len(16).for_each(|tables| tables.follow(&context, &scanned, &beginnings));
     mark_data(elf, text, &scanned);
     // Somebody gave them a name, so perhaps somebody goes there.
     discovered.left_out.iter().for_each(|label| scanned.listed.add(text, label.range.start.value()));
@@ -142,7 +147,7 @@ fn units(text: &Text<'_>, candidates: &[Candidate<'_>]) -> Vec<Unit> {
 }
 
 /// Decodes one unit.
-fn scan_unit(context: &Context<'_, '_>, scanned: &Scanned, unit: &Unit) -> Facts {
+fn scan_unit(context: &Context<'_, '_>, scanned: &Scanned, unit: &Unit) -> (Facts, Option<Tables>) {
     let (text, mode) = (context.text, context.elf.mode);
     let code = text.range(unit.range.clone());
     let mut stack = Stack::new(mode, context.frames, unit.range.start, unit.candidate.is_some());
@@ -186,8 +191,27 @@ fn scan_unit(context: &Context<'_, '_>, scanned: &Scanned, unit: &Unit) -> Facts
         // What is called last does not return, or else there would be something behind.
         facts.falls_through = matches!(flow, FlowControl::Next | FlowControl::ConditionalBranch);
     }
-    tables.follow(context, scanned);
-    facts
+    if facts.reads_return_address && unit.candidate.is_some() {
+        facts.reads_return_address = reads_for_sure(context, unit);
+    }
+    (facts, tables.if_used())
+}
+
+/// Looks again, more closely: unwind information that an assembler's author did not write says that nothing was ever pushed.
+fn reads_for_sure(context: &Context<'_, '_>, unit: &Unit) -> bool {
+    let mut told = Stack::new(context.elf.mode, context.frames, unit.range.start, true);
+    let mut followed = Stack::followed(context.elf.mode);
+    let mut decoder = decoder(context.elf.mode, unit.range.start, context.text.range(unit.range.clone()));
+    let mut insn = Instruction::default();
+    while decoder.can_decode() {
+        decoder.decode_out(&mut insn);
+        let flow = insn.flow_control();
+        let disagrees = !followed.follow(&insn, flow) && followed.knows();
+        if told.follow(&insn, flow) && !disagrees {
+            return true;
+        }
+    }
+    false
 }
 
 /// Marks the addresses of code that an instruction computes, and remembers those of data that may be tables.

@@ -19,6 +19,10 @@ pub(crate) struct Stack {
     mode: Mode,
     now: Cfa,
     how: How,
+    /// Whether something below the stack pointer was used.
+    uses_red_zone: bool,
+    /// Whether the last instruction's distance was known by following.
+    knew: bool,
 }
 
 enum How {
@@ -31,16 +35,28 @@ enum How {
 impl Stack {
     /// For a unit that begins at `start`, perhaps as a function does.
     pub(crate) fn new(mode: Mode, frames: &Frames<'_>, start: u64, is_entry: bool) -> Self {
+        let stack = Self::followed(mode);
         match frames.at(start) {
             Some(frame) => {
                 let mut rows = Vec::new();
                 frames.rows(frame, &mut rows);
                 rows.reverse();
-                Self { mode, now: Cfa::Unknown, how: How::Rows(rows) }
+                Self { now: Cfa::Unknown, how: How::Rows(rows), ..stack }
             }
-            None if is_entry => Self { mode, now: Cfa::at_entry(mode), how: How::Followed(HashMap::new()) },
-            None => Self { mode, now: Cfa::Unknown, how: How::Followed(HashMap::new()) },
+            None if is_entry => stack,
+            None => Self { now: Cfa::Unknown, ..stack },
         }
+    }
+
+    /// For a function, whatever its unwind information says.
+    pub(crate) fn followed(mode: Mode) -> Self {
+        let how = How::Followed(HashMap::new());
+        Self { mode, now: Cfa::at_entry(mode), how, uses_red_zone: false, knew: false }
+    }
+
+    /// Whether the distance of the stack pointer was known at the last instruction.
+    pub(crate) fn knows(&self) -> bool {
+        self.knew
     }
 
     /// Decoding was interrupted.
@@ -64,6 +80,7 @@ impl Stack {
                 }
             }
         }
+        self.knew = matches!(self.now, Cfa::Register(register, _) if register == stack_pointer(self.mode));
         let Cfa::Register(register, offset) = self.now else { return false };
         let looks = self.touches(insn, register, offset);
         if let How::Followed(_) = self.how {
@@ -72,23 +89,26 @@ impl Stack {
         looks
     }
 
-    fn touches(&self, insn: &Instruction, register: u16, offset: i64) -> bool {
+    fn touches(&mut self, insn: &Instruction, register: u16, offset: i64) -> bool {
         let word = i64::from(self.mode.word_bytes());
         // Most instructions: no memory, no stack.
-        if insn.mnemonic() == Mnemonic::Pop {
-            if register == stack_pointer(self.mode) && offset == word {
-                return true;
-            }
+        if insn.mnemonic() == Mnemonic::Pop && register == stack_pointer(self.mode) && offset == word {
+            return true;
         }
         if !matches!(insn.op0_kind(), OpKind::Memory) && !matches!(insn.op1_kind(), OpKind::Memory) {
             return false;
         }
-        if insn.memory_index() != Register::None || number(insn.memory_base()) != Some(register) {
+        if insn.memory_index() != Register::None || number(self.mode, insn.memory_base()) != Some(register) {
             return false;
         }
         let from_cfa = insn.memory_displacement64().cast_signed().wrapping_sub(offset);
         let from_cfa = if self.mode == Mode::Bits32 { sign_extended(from_cfa) } else { from_cfa };
+        let is_below = insn.memory_displacement64().cast_signed() < 0 && register == stack_pointer(self.mode);
+        self.uses_red_zone |= is_below;
         match insn.mnemonic() {
+            // Moving the stack pointer there, to return; or the end of an array in the red zone.
+            Mnemonic::Lea if number(self.mode, insn.op0_register()) == Some(stack_pointer(self.mode)) => false,
+            Mnemonic::Lea if self.uses_red_zone && offset == word => false,
             Mnemonic::Lea => from_cfa == -word,
             Mnemonic::Nop => false,
             // Prologues that align the stack push a copy of the return address, for debuggers. Nothing uses it.
@@ -126,7 +146,7 @@ impl Stack {
         if register != sp {
             return;
         }
-        let is_sp = number(insn.op0_register()) == Some(sp) && insn.op0_kind() == OpKind::Register;
+        let is_sp = number(self.mode, insn.op0_register()) == Some(sp) && insn.op0_kind() == OpKind::Register;
         self.now = match insn.mnemonic() {
             _ if insn.is_stack_instruction() && !is_sp => {
                 Cfa::Register(sp, offset.wrapping_sub(insn.stack_pointer_increment().into()))
@@ -138,11 +158,16 @@ impl Stack {
                 Cfa::Register(sp, offset.wrapping_sub(insn.immediate(1).cast_signed()))
             }
             Mnemonic::Lea
-                if is_sp && number(insn.memory_base()) == Some(sp) && insn.memory_index() == Register::None =>
+                if is_sp
+                    && number(self.mode, insn.memory_base()) == Some(sp)
+                    && insn.memory_index() == Register::None =>
             {
                 Cfa::Register(sp, offset.wrapping_sub(insn.memory_displacement64().cast_signed()))
             }
-            Mnemonic::Mov if number(insn.op0_register()) == Some(fp) && number(insn.op1_register()) == Some(sp) => {
+            Mnemonic::Mov
+                if number(self.mode, insn.op0_register()) == Some(fp)
+                    && number(self.mode, insn.op1_register()) == Some(sp) =>
+            {
                 Cfa::Register(fp, offset)
             }
             _ if is_sp && !matches!(insn.mnemonic(), Mnemonic::Cmp | Mnemonic::Test | Mnemonic::Push) => Cfa::Unknown,
@@ -167,33 +192,15 @@ fn sign_extended(value: i64) -> i64 {
 }
 
 /// The DWARF number of a general register (psABI, "DWARF Register Number Mapping"), whatever width it is named with.
-fn number(register: Register) -> Option<u16> {
-    Some(match register {
-        Register::RAX => 0,
-        Register::RDX => 1,
-        Register::RCX => 2,
-        Register::RBX => 3,
-        Register::RSI => 4,
-        Register::RDI => 5,
-        Register::RBP => 6,
-        Register::RSP => 7,
-        Register::R8 => 8,
-        Register::R9 => 9,
-        Register::R10 => 10,
-        Register::R11 => 11,
-        Register::R12 => 12,
-        Register::R13 => 13,
-        Register::R14 => 14,
-        Register::R15 => 15,
-        // In 64-bit code nothing addresses the stack with these, but for the first two, and those are harmless there.
-        Register::EAX => 0,
-        Register::ECX => 1,
-        Register::EDX => 2,
-        Register::EBX => 3,
-        Register::ESP => 4,
-        Register::EBP => 5,
-        Register::ESI => 6,
-        Register::EDI => 7,
-        _ => return None,
-    })
+fn number(mode: Mode, register: Register) -> Option<u16> {
+    /// By the numbers that instructions are encoded with; the others are the same.
+    const OF_64_BITS: [u16; 8] = [0, 2, 1, 3, 7, 6, 4, 5];
+    if !register.is_gpr() {
+        return None;
+    }
+    let encoded = register.full_register().number();
+    match mode {
+        Mode::Bits64 => OF_64_BITS.get(encoded).copied().or_else(|| u16::try_from(encoded).ok()),
+        Mode::Bits32 => u16::try_from(encoded).ok(),
+    }
 }

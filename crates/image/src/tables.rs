@@ -56,11 +56,29 @@ impl Tables {
         }
     }
 
+    /// Itself, if there are tables to follow.
+    pub(crate) fn if_used(self) -> Option<Self> {
+        self.has_computed_jump.then_some(self)
+    }
+
+    /// Addresses where tables of any of `all` may begin, ascending: where one begins, another ends.
+    pub(crate) fn beginnings(context: &Context<'_, '_>, all: &[Self]) -> Vec<u64> {
+        let got = got_of_32_bits(context).unwrap_or(0);
+        let mut found: Vec<u64> = all
+            .iter()
+            .flat_map(|tables| {
+                let displacements =
+                    tables.displacements.iter().map(|displacement| in_width(context, got.wrapping_add(*displacement)));
+                tables.bases.iter().copied().chain(displacements)
+            })
+            .collect();
+        found.sort_unstable();
+        found.dedup();
+        found
+    }
+
     /// Reads the tables and marks where they lead.
-    pub(crate) fn follow(mut self, context: &Context<'_, '_>, scanned: &Scanned) {
-        if !self.has_computed_jump {
-            return;
-        }
+    pub(crate) fn follow(mut self, context: &Context<'_, '_>, scanned: &Scanned, beginnings: &[u64]) {
         let mut parts: Vec<Range<u64>> = vec![self.unit.clone()];
         for part in &self.parts {
             let index = scanned.units.partition_point(|unit| unit.range.start <= *part);
@@ -74,32 +92,50 @@ impl Tables {
         self.displacements.sort_unstable();
         self.displacements.dedup();
         let mark = |target: u64| {
-            if parts.iter().any(|part| part.contains(&target)) {
+            // A part of the function that nothing but the table leads to.
+            let is_whole_part = scanned.unit_at(target).is_some_and(|unit| scanned.units[unit].candidate.is_some());
+            if is_whole_part || parts.iter().any(|part| part.contains(&target)) {
                 scanned.listed.add(context.text, target);
             }
         };
         for base in &self.bases {
-            relative(context, *base, *base, mark);
+            relative(context, *base, *base, beginnings, mark);
             if context.elf.is_fixed {
-                absolute(context, *base, mark);
+                absolute(context, *base, beginnings, mark);
             }
         }
-        let got = context.elf.section(".got.plt").or_else(|| context.elf.section(".got")).map(|got| got.address);
+        let got = got_of_32_bits(context);
         for displacement in &self.displacements {
-            absolute(context, *displacement, mark);
-            if let (Some(got), Mode::Bits32) = (got, context.elf.mode) {
-                relative(context, got.wrapping_add(*displacement) & u64::from(u32::MAX), got, mark);
+            absolute(context, *displacement, beginnings, mark);
+            if let Some(got) = got {
+                relative(context, in_width(context, got.wrapping_add(*displacement)), got, beginnings, mark);
             }
         }
     }
 }
 
+/// What position-independent code of 32 bits counts from.
+fn got_of_32_bits(context: &Context<'_, '_>) -> Option<u64> {
+    let got = context.elf.section(".got.plt").or_else(|| context.elf.section(".got"));
+    got.filter(|_| context.elf.mode == Mode::Bits32).map(|got| got.address)
+}
+
+fn in_width(context: &Context<'_, '_>, address: u64) -> u64 {
+    if context.elf.mode == Mode::Bits32 { address & u64::from(u32::MAX) } else { address }
+}
+
+/// How many entries of `entry_bytes` there may be in the table at `table`.
+fn max_entries(table: u64, entry_bytes: u64, beginnings: &[u64]) -> u64 {
+    let next = beginnings.get(beginnings.partition_point(|other| *other <= table));
+    next.map_or(MAX_ENTRIES, |next| (next - table).div_ceil(entry_bytes).min(MAX_ENTRIES))
+}
+
 /// A table of distances from `origin`.
-fn relative(context: &Context<'_, '_>, table: u64, origin: u64, mark: impl Fn(u64)) {
-    let Some(bytes) = data(context, table) else { return };
-    for entry in bytes.as_chunks::<4>().0.iter().take(MAX_ENTRIES as usize) {
-        let target = origin.wrapping_add_signed(i32::from_le_bytes(*entry).into());
-        let target = if context.elf.mode == Mode::Bits32 { target & u64::from(u32::MAX) } else { target };
+fn relative(context: &Context<'_, '_>, table: u64, origin: u64, beginnings: &[u64], mark: impl Fn(u64)) {
+    let Some(bytes) = context.elf.at(table) else { return };
+    let count = usize::try_from(max_entries(table, 4, beginnings)).unwrap_or(0);
+    for entry in bytes.as_chunks::<4>().0.iter().take(count) {
+        let target = in_width(context, origin.wrapping_add_signed(i32::from_le_bytes(*entry).into()));
         if !context.text.contains(target) {
             break;
         }
@@ -108,18 +144,13 @@ fn relative(context: &Context<'_, '_>, table: u64, origin: u64, mark: impl Fn(u6
 }
 
 /// A table of addresses.
-fn absolute(context: &Context<'_, '_>, table: u64, mark: impl Fn(u64)) {
-    for index in 0..MAX_ENTRIES {
-        let at = table.wrapping_add(index * u64::from(context.elf.mode.word_bytes()));
-        let Some(target) = data(context, at).and_then(|_| context.elf.word(at)) else { break };
+fn absolute(context: &Context<'_, '_>, table: u64, beginnings: &[u64], mark: impl Fn(u64)) {
+    let word_bytes = u64::from(context.elf.mode.word_bytes());
+    for index in 0..max_entries(table, word_bytes, beginnings) {
+        let Some(target) = context.elf.word(table.wrapping_add(index * word_bytes)) else { break };
         if !context.text.contains(target) {
             break;
         }
         mark(target);
     }
-}
-
-/// What stands at an address, if that is in the file.
-fn data<'a>(context: &Context<'_, 'a>, address: u64) -> Option<&'a [u8]> {
-    context.elf.at(address)
 }
