@@ -1,0 +1,273 @@
+//! Armed functions do what they did before, and every call of them is counted.
+//!
+//! A program calls functions of many shapes, once as it is and once with all of them armed; what it prints must not differ.
+
+mod common;
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use common::{Directory, fixture, named, run, text};
+use trapline_engine::Addr;
+use trapline_image::{ArmRequest, Armed, Entries, Image, Reason, Rung, Verdict};
+
+/// Somewhere in the lower 2 GiB, where the program has nothing.
+const STUBS_AT: Addr = Addr::new(0x2000_0000);
+
+struct Shapes {
+    directory: Directory,
+    program: PathBuf,
+    image: Image,
+}
+
+impl Shapes {
+    fn build() -> Self {
+        let directory = Directory::new();
+        let program = directory.path("shapes");
+        run("gcc", &["-O1", "-no-pie", "-fno-pie", &fixture("harness.c"), &fixture("shapes.S"), "-o", text(&program)]);
+        let image = Image::open(&program).expect("it is an ELF file");
+        Self { directory, program, image }
+    }
+
+    fn entry(&self, name: &str) -> Addr {
+        let output = Command::new("nm").arg(&self.program).output().expect("binutils are there");
+        let output = String::from_utf8(output.stdout).expect("names are ASCII");
+        let line = output.lines().find(|line| line.split(' ').nth(2) == Some(name)).expect("the harness has it");
+        Addr::new(u64::from_str_radix(&line[..16], 16).expect("nm prints addresses"))
+    }
+
+    /// The functions of the fixture.
+    fn selected(&self) -> Vec<usize> {
+        let first = self.entry("plain").value();
+        let last = self.entry("has_bare_cold_part").value();
+        let functions = self.image.functions().iter().enumerate();
+        functions.filter(|(_, function)| (first..=last).contains(&function.address)).map(|(index, _)| index).collect()
+    }
+
+    fn arm(&self, enter: &str, enter_keep_flags: &str) -> Armed {
+        self.image.arm(&ArmRequest {
+            selected: &self.selected(),
+            bias: 0,
+            stubs_at: STUBS_AT,
+            entries: Entries {
+                enter: self.entry(enter),
+                enter_keep_flags: self.entry(enter_keep_flags),
+                enter_limited: self.entry("keeps_flags"),
+                point: self.entry("keeps_flags"),
+            },
+            first_site: 0,
+            returns: true,
+            limit_depth: false,
+        })
+    }
+
+    /// What the program prints: results, and hits by function.
+    fn run(&self, armed: Option<&Armed>) -> (Vec<String>, BTreeMap<String, u32>) {
+        let mut command = Command::new(&self.program);
+        if let Some(armed) = armed {
+            let path = self.directory.path("patch");
+            fs::write(&path, patch(armed)).expect("the directory is writable");
+            command.arg(path);
+        }
+        let output = command.output().expect("it was just compiled");
+        assert!(output.status.success(), "{:?}", output.status);
+        let output = String::from_utf8(output.stdout).expect("it prints ASCII");
+        let (hits, results): (Vec<_>, Vec<_>) = output.lines().partition(|line| line.starts_with("hits"));
+        let hit = |line: &str| {
+            let mut words = line.split(' ').skip(1).map(|word| word.parse::<usize>().expect("a number"));
+            let (id, count) = (words.next().expect("an id"), words.next().expect("a count"));
+            (self.image.functions()[id].name.clone(), u32::try_from(count).expect("a few"))
+        };
+        (results.into_iter().map(str::to_owned).collect(), hits.into_iter().map(hit).collect())
+    }
+
+    fn verdict(&self, name: &str) -> &Verdict {
+        &named(&self.image, name).1.verdict
+    }
+
+    fn rung(&self, name: &str) -> Rung {
+        named(&self.image, name).1.plan().unwrap_or_else(|| panic!("{name}: {:?}", self.verdict(name))).rung
+    }
+}
+
+fn patch(armed: &Armed) -> String {
+    let hex = |bytes: &[u8]| bytes.iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"));
+    let mut lines = format!("stubs {:x} {}\n", STUBS_AT.value(), hex(&armed.stubs));
+    for write in &armed.writes {
+        lines += &format!("write {:x} {}\n", write.at.value(), hex(&write.new));
+    }
+    lines
+}
+
+#[test]
+fn armed_functions_return_what_they_returned_and_every_call_is_counted() {
+    let shapes = Shapes::build();
+    let armed = shapes.arm("loses_flags", "keeps_flags");
+    let refused: Vec<_> =
+        armed.refused.iter().map(|(index, reason)| (&*shapes.image.functions()[*index].name, reason.code())).collect();
+    assert_eq!(refused, [("short_loop_to_offset_one", "jump-into-window")]);
+
+    let (plain, no_hits) = shapes.run(None);
+    let (results, hits) = shapes.run(Some(&armed));
+    assert_eq!(results, plain);
+    assert!(no_hits.is_empty());
+    for (name, count) in [
+        // Four calls each; the four numbers of turns of what loops to its head; what is tail-called besides; what is called once more.
+        ("plain", 4),
+        ("early_call", 4),
+        ("only_ret", 4),
+        ("crowded", 4),
+        ("loop_to_head", 3 + 10 + 1 + 6),
+        ("loop_into_window", 4),
+        ("loop_to_offset_one", 4),
+        ("table_into_window", 4),
+        ("addresses_into_window", 4),
+        ("short_function", 8),
+        ("short_tail_call", 4),
+        ("has_back_door", 4),
+        ("uses_back_door", 4),
+        ("has_cold_part", 5),
+        ("has_bare_cold_part", 5),
+    ] {
+        assert_eq!(hits.get(name), Some(&count), "{name}");
+    }
+    assert_eq!(hits.len(), armed.sites.len(), "every site was entered, and nothing else: {hits:?}");
+}
+
+#[test]
+fn entries_that_lose_flags_would_be_seen() {
+    let shapes = Shapes::build();
+    let (plain, _) = shapes.run(None);
+    let (results, _) = shapes.run(Some(&shapes.arm("keeps_flags", "loses_flags")));
+    let differ: Vec<_> =
+        plain.iter().zip(&results).filter(|(plain, armed)| plain != armed).map(|(plain, _)| plain).collect();
+    let names: Vec<_> = differ.iter().map(|line| line.split(' ').next().unwrap_or_default()).collect();
+    assert_eq!(names, ["reads_carry", "reads_carry_later"]);
+}
+
+#[test]
+fn each_shape_gets_its_rung() {
+    let shapes = Shapes::build();
+    for (name, rung) in [
+        ("plain", Rung::Window),
+        ("with_nop", Rung::Nop),
+        ("one_instruction", Rung::OneInstruction),
+        ("loop_to_head", Rung::Window),
+        ("short_function", Rung::Window),
+        ("only_ret", Rung::Window),
+        ("loop_to_offset_one", Rung::Window),
+    ] {
+        assert_eq!(shapes.rung(name), rung, "{name}");
+    }
+    let mut pads = Vec::new();
+    for name in ["loop_into_window", "table_into_window", "addresses_into_window", "crowded", "has_back_door"] {
+        let Rung::ShortJump { pad } = shapes.rung(name) else { panic!("{name}: {:?}", shapes.verdict(name)) };
+        pads.extend(pad..pad + 5);
+    }
+    let count = pads.len();
+    pads.sort_unstable();
+    pads.dedup();
+    assert_eq!(pads.len(), count, "no byte serves two functions");
+    let redirects = |name| named(&shapes.image, name).1.plan().is_some_and(trapline_image::Plan::redirects);
+    assert!(redirects("loop_to_offset_one") && !redirects("plain"));
+    assert!(matches!(shapes.verdict("short_loop_to_offset_one"), Verdict::Untraced(Reason::JumpIntoWindow { .. })));
+    let endbr = named(&shapes.image, "with_endbr").1;
+    assert_eq!(endbr.plan().map(|plan| plan.window_at), Some(endbr.address + 4));
+}
+
+#[test]
+fn what_looks_at_its_return_address_is_entry_only() {
+    let shapes = Shapes::build();
+    let entry_only: Vec<_> = shapes
+        .selected()
+        .into_iter()
+        .map(|index| &shapes.image.functions()[index])
+        .filter(|function| function.is_entry_only())
+        .map(|function| &*function.name)
+        .collect();
+    assert_eq!(entry_only, ["loads_return_address", "pops_return_address", "loads_without_cfi"]);
+    let start = named(&shapes.image, "_start").1;
+    assert_eq!(start.plan().and_then(|plan| plan.entry_only), Some(Reason::NoReturnAddress));
+}
+
+#[test]
+fn writes_expect_what_the_file_has_and_do_not_overlap() {
+    let shapes = Shapes::build();
+    let armed = shapes.arm("keeps_flags", "keeps_flags");
+    assert!(!armed.writes.is_empty());
+    for write in &armed.writes {
+        assert_eq!(write.expected.len(), write.new.len());
+        assert!(shapes.image.code(write.at).starts_with(&write.expected), "{}", write.at);
+        assert_ne!(write.expected, write.new);
+    }
+    for pair in armed.writes.windows(2) {
+        assert!(pair[0].at.after(pair[0].new.len()) <= pair[1].at, "{} {}", pair[0].at, pair[1].at);
+    }
+    for site in &armed.sites {
+        let id_at = usize::try_from(site.on.distance_from(STUBS_AT)).expect("stubs begin there") - 4;
+        assert_eq!(armed.stubs[id_at..id_at + 4], site.id.to_le_bytes());
+        assert_eq!(site.off, site.on.after(5));
+    }
+    assert!(armed.stubs.len() <= shapes.image.stub_bytes_bound(&shapes.selected()));
+    assert_eq!(armed, shapes.arm("keeps_flags", "keeps_flags"), "the same again");
+}
+
+#[test]
+fn a_stripped_file_has_the_same_functions_without_their_names() {
+    let shapes = Shapes::build();
+    let path = shapes.directory.path("stripped");
+    run("strip", &["-o", text(&path), text(&shapes.program)]);
+    let stripped = Image::open(&path).expect("it is an ELF file");
+    let addresses = |image: &Image, prefix: &str| -> Vec<u64> {
+        let functions = image.functions().iter();
+        functions.filter(|function| function.name.starts_with(prefix)).map(|function| function.address).collect()
+    };
+    let (_, plain) = named(&shapes.image, "plain");
+    let (_, cold) = named(&shapes.image, "has_bare_cold_part");
+    let of_fixture: Vec<_> =
+        addresses(&shapes.image, "").into_iter().filter(|at| (plain.address..=cold.address).contains(at)).collect();
+    let missing: Vec<_> = of_fixture.iter().filter(|at| !addresses(&stripped, "stripped+0x").contains(at)).collect();
+    // The one that has no unwind information either, and no name.
+    assert_eq!(missing, [&named(&shapes.image, "loads_without_cfi").1.address]);
+    let left_out: Vec<_> = stripped.left_out().iter().map(|other| other.why).collect();
+    assert!(left_out.contains(&trapline_image::NoFunction::FrameAtEntry), "{left_out:?}");
+    assert!(left_out.contains(&trapline_image::NoFunction::OnlyJumpedTo), "{left_out:?}");
+}
+
+#[test]
+fn names_come_from_separate_debug_files_that_belong_to_the_file() {
+    let shapes = Shapes::build();
+    let (stripped, debug) = (shapes.directory.path("stripped"), shapes.directory.path("shapes.debug"));
+    run("objcopy", &["--only-keep-debug", text(&shapes.program), text(&debug)]);
+    let link = format!("--add-gnu-debuglink={}", text(&debug));
+    run("objcopy", &["--strip-all", &link, text(&shapes.program), text(&stripped)]);
+    let names = |path: &Path| -> Vec<String> {
+        let image = Image::open(path).expect("it is an ELF file");
+        image.functions().iter().map(|function| function.name.clone()).collect()
+    };
+    assert!(names(&stripped).contains(&"table_into_window".to_owned()));
+    assert_eq!(names(&stripped), names(&shapes.program));
+
+    // Another file by that name is not used.
+    let mut bytes = fs::read(&debug).expect("it is there");
+    bytes.push(0);
+    fs::write(&debug, bytes).expect("it is writable");
+    assert!(!names(&stripped).contains(&"table_into_window".to_owned()));
+}
+
+#[test]
+fn names_come_from_the_compressed_file_within_the_file() {
+    let shapes = Shapes::build();
+    let (stripped, debug) = (shapes.directory.path("stripped"), shapes.directory.path("embedded"));
+    run("objcopy", &["--only-keep-debug", text(&shapes.program), text(&debug)]);
+    run("xz", &[text(&debug)]);
+    let section = format!(".gnu_debugdata={}.xz", text(&debug));
+    run("strip", &["-o", text(&stripped), text(&shapes.program)]);
+    run("objcopy", &["--add-section", &section, text(&stripped)]);
+    let image = Image::open(&stripped).expect("it is an ELF file");
+    assert_eq!(named(&image, "table_into_window").1.address, named(&shapes.image, "table_into_window").1.address);
+}
