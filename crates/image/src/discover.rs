@@ -11,7 +11,7 @@ use trapline_engine::{Addr, AddrRange};
 use crate::{
     LeftOut, NoFunction,
     elf::{Binding, Elf, Section, Segment, Symbol},
-    frames::{Cfa, Frames},
+    frames::{Cfa, Frame, Frames},
     names::{Names, is_part},
 };
 
@@ -69,8 +69,11 @@ pub(crate) fn discover<'a>(elf: &Elf<'a>, symbols: &[Symbol<'a>], frames: &Frame
         }
         let candidate = candidate(&mut found, frame.start);
         candidate.size = frame.end - frame.start;
-        candidate.frame =
-            Some(FrameAtEntry { cfa: frame.entry, has_no_return: frame.has_no_return, is_signal: frame.is_signal });
+        candidate.frame = Some(FrameAtEntry {
+            cfa: cfa_at_entry(elf, frames, frame),
+            has_no_return: frame.has_no_return,
+            is_signal: frame.is_signal,
+        });
     }
     let functions = || symbols.iter().filter(|symbol| symbol.is_function && elf.is_code(symbol.address));
     for symbol in functions().filter(|symbol| symbol.size != 0 && !is_plt(symbol.address)) {
@@ -93,6 +96,21 @@ pub(crate) fn discover<'a>(elf: &Elf<'a>, symbols: &[Symbol<'a>], frames: &Frame
     discovered.candidates = found.into_values().collect();
     find_ends(elf, &mut discovered.candidates);
     discovered
+}
+
+/// How the frame looks at the first instruction of `frame` that does something.
+///
+/// GCC puts a nop before a part of a function that begins with an exception's landing place, which may not be at offset 0. Its unwind information is
+/// that of a function there, and only behind the nop the true one.
+fn cfa_at_entry<'f>(elf: &Elf<'_>, frames: &Frames<'f>, frame: &Frame<'f>) -> Cfa {
+    const NOP: u8 = 0x90;
+    if elf.at(frame.start).and_then(<[u8]>::first) != Some(&NOP) {
+        return frame.entry;
+    }
+    let mut rows = Vec::new();
+    frames.rows(frame, &mut rows);
+    let behind = rows.iter().take_while(|(from, _)| *from <= frame.start + 1).last();
+    behind.map_or(frame.entry, |(_, cfa)| *cfa)
 }
 
 fn candidate<'a, 'm>(found: &'m mut BTreeMap<u64, Candidate<'a>>, address: u64) -> &'m mut Candidate<'a> {

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use iced_x86::Mnemonic;
+use iced_x86::{Mnemonic, Register};
 use trapline_engine::{Mode, insn::CALL_BYTES};
 
 use crate::{
@@ -94,6 +94,13 @@ pub(crate) fn leading_bytes(mode: Mode, code: &[u8]) -> usize {
             Mnemonic::Nop | Mnemonic::Int3 => true,
             // `xchg ax, ax`, as the decoder calls `66 90`.
             Mnemonic::Xchg => insn.op0_register() == insn.op1_register() && insn.len() <= 2,
+            // `lea 0(%esi), %esi`, in the lengths that an assembler for 32-bit code needs.
+            Mnemonic::Lea => {
+                mode == Mode::Bits32
+                    && insn.op0_register() == insn.memory_base()
+                    && insn.memory_index() == Register::None
+                    && insn.memory_displacement64() == 0
+            }
             _ => false,
         };
         if !is_padding {
@@ -102,4 +109,50 @@ pub(crate) fn leading_bytes(mode: Mode, code: &[u8]) -> usize {
         len += insn.len();
     }
     len
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn padding(free: &[(u64, u64)]) -> Padding {
+        Padding { free: free.iter().map(|(start, end)| *start..*end).collect() }
+    }
+
+    #[test]
+    fn nops_of_every_length_and_breakpoints_are_padding_and_nothing_else_is() {
+        for mode in [Mode::Bits32, Mode::Bits64] {
+            assert_eq!(leading_bytes(mode, b"\x90\x66\x90\x0f\x1f\x44\x00\x00\xcc\xcc\xc3"), 10);
+            assert_eq!(leading_bytes(mode, b"\x66\x2e\x0f\x1f\x84\x00\x00\x00\x00\x00\x48"), 10);
+            for code in [&b"\xc3"[..], b"", b"\x00\x00", b"\xf3\x90", b"\x87\xd8"] {
+                assert_eq!(leading_bytes(mode, code), 0, "{code:x?}");
+            }
+        }
+        let lea = b"\x8d\xb4\x26\x00\x00\x00\x00\x8d\x76\x00";
+        assert_eq!(leading_bytes(Mode::Bits32, lea), 10);
+        assert_eq!(leading_bytes(Mode::Bits64, lea), 0, "it clears the upper half of the register");
+        assert_eq!(leading_bytes(Mode::Bits32, b"\x8d\x76\x04"), 0);
+    }
+
+    #[test]
+    fn the_nearest_padding_within_reach_is_taken_once() {
+        let mut padding = padding(&[(100, 111), (200, 204), (300, 305)]);
+        let reach = 90..320;
+        assert_eq!(padding.take(150, &reach), Some(106));
+        assert_eq!(padding.take(150, &reach), Some(101), "what is left of the same piece");
+        assert_eq!(padding.take(150, &reach), Some(300), "200..204 is too short");
+        assert_eq!(padding.take(150, &reach), None);
+        assert_eq!(self::padding(&[(100, 105)]).take(150, &(101..300)), None, "out of reach");
+    }
+
+    #[test]
+    fn what_is_claimed_is_gone() {
+        let mut padding = padding(&[(100, 110)]);
+        padding.claim(100..103);
+        assert_eq!((padding.len_at(102), padding.len_at(103)), (0, 7));
+        padding.claim(90..95);
+        assert_eq!(padding.len_at(103), 7);
+        padding.claim(100..200);
+        assert_eq!(padding.len_at(105), 0);
+    }
 }

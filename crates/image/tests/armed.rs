@@ -95,12 +95,12 @@ impl Shapes {
 }
 
 fn patch(armed: &Armed) -> String {
-    let hex = |bytes: &[u8]| bytes.iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"));
-    let mut lines = format!("stubs {:x} {}\n", STUBS_AT.value(), hex(&armed.stubs));
-    for write in &armed.writes {
-        lines += &format!("write {:x} {}\n", write.at.value(), hex(&write.new));
-    }
-    lines
+    let line = |what: &str, at: Addr, bytes: &[u8]| {
+        let hex = bytes.iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"));
+        format!("{what} {:x} {hex}\n", at.value())
+    };
+    let writes = armed.writes.iter().map(|write| line("write", write.at, &write.new));
+    line("stubs", STUBS_AT, &armed.stubs) + &writes.collect::<String>()
 }
 
 #[test]
@@ -233,6 +233,11 @@ fn a_stripped_file_has_the_same_functions_without_their_names() {
     let missing: Vec<_> = of_fixture.iter().filter(|at| !addresses(&stripped, "stripped+0x").contains(at)).collect();
     // The one that has no unwind information either, and no name.
     assert_eq!(missing, [&named(&shapes.image, "loads_without_cfi").1.address]);
+    assert_eq!(
+        addresses(&shapes.image, "shapes+0x"),
+        [],
+        "all functions have names here, and the parts of functions are none"
+    );
     let left_out: Vec<_> = stripped.left_out().iter().map(|other| other.why).collect();
     assert!(left_out.contains(&trapline_image::NoFunction::FrameAtEntry), "{left_out:?}");
     assert!(left_out.contains(&trapline_image::NoFunction::OnlyJumpedTo), "{left_out:?}");
