@@ -37,6 +37,7 @@ mod function;
 mod marks;
 mod names;
 mod padding;
+mod parts;
 mod plan;
 mod reason;
 mod scan;

@@ -20,7 +20,7 @@ use trapline_engine::{
 };
 
 use crate::{
-    Function, LeftOut, NoFunction, Plan, Reason, Rung, Verdict,
+    Function, LeftOut, Plan, Reason, Rung, Verdict,
     discover::Candidate,
     elf::Elf,
     flags,
@@ -108,54 +108,6 @@ fn settle(mut function: Function, mut draft: Draft, padding: &mut Padding) -> Fu
 }
 
 impl Evidence<'_, '_> {
-    /// Why a candidate is no function.
-    fn is_no_function(&self, candidate: &Candidate<'_>) -> Option<NoFunction> {
-        let (text, scanned, address) = (self.text, self.scanned, candidate.address);
-        let is_called = scanned.called.contains(text, address);
-        let frame = candidate.frame;
-        if frame.is_some_and(|frame| frame.is_signal) {
-            return Some(NoFunction::SignalReturn);
-        }
-        if candidate.is_named_part() {
-            return (!is_called).then_some(NoFunction::PartName);
-        }
-        if candidate.is_certain {
-            return None;
-        }
-        if frame.is_some_and(|frame| frame.cfa != Cfa::at_entry(self.elf.mode)) {
-            return Some(NoFunction::FrameAtEntry);
-        }
-        let is_known = is_called || scanned.taken.contains(text, address) || !candidate.names.is_empty();
-        let is_jumped_to = scanned.outside.contains(text, address) || scanned.listed.contains(text, address);
-        (is_jumped_to && !is_known).then_some(NoFunction::OnlyJumpedTo)
-    }
-
-    /// Addresses of functions whose parts elsewhere look at the return address.
-    fn readers(&self, candidates: &[Candidate<'_>]) -> Vec<u64> {
-        let mut readers = Vec::new();
-        for candidate in candidates {
-            if !self.looks_at_return_address(candidate) || self.is_no_function(candidate).is_none() {
-                continue;
-            }
-            // They jump back to the function, if they ever leave.
-            let range = candidate.address..candidate.end();
-            for insn in &mut decoder(self.elf.mode, range.start, self.text.range(range.clone())) {
-                let target = branch_target(&insn).filter(|target| !range.contains(target));
-                if let Some(target) = target.filter(|_| insn.flow_control() != FlowControl::Call) {
-                    let index = self.scanned.units.partition_point(|unit| unit.range.start <= target);
-                    readers.extend(index.checked_sub(1).map(|index| self.scanned.units[index].range.start));
-                }
-            }
-        }
-        readers
-    }
-
-    fn looks_at_return_address(&self, candidate: &Candidate<'_>) -> bool {
-        let first = self.scanned.units.partition_point(|unit| unit.range.start < candidate.address);
-        let units = self.scanned.units[first..].iter().zip(&self.scanned.facts[first..]);
-        units.take_while(|(unit, _)| unit.range.start < candidate.end()).any(|(_, facts)| facts.reads_return_address)
-    }
-
     /// Makes a function of a candidate, and a draft of its verdict.
     fn function(&self, candidate: Candidate<'_>, readers: &[u64], padding: &Padding) -> (Function, Draft) {
         let address = candidate.address;

@@ -40,6 +40,8 @@ pub(crate) struct Scanned {
     pub(crate) inside: Marks,
     /// Branches from other units, but calls.
     pub(crate) outside: Marks,
+    /// Those of them that depend on a condition.
+    pub(crate) conditional: Marks,
     /// Calls.
     pub(crate) called: Marks,
     /// Addresses that are stored in data, or computed by code: of functions, and of labels.
@@ -89,6 +91,7 @@ pub(crate) fn scan<'a>(elf: &Elf<'a>, text: &Text<'a>, frames: &Frames<'a>, disc
         units: units(text, candidates),
         inside: marks(),
         outside: marks(),
+        conditional: marks(),
         called: marks(),
         taken: marks(),
         listed: marks(),
@@ -178,6 +181,9 @@ fn scan_unit(context: &Context<'_, '_>, scanned: &Scanned, unit: &Unit) -> (Fact
                     scanned.inside.add(text, target);
                 } else {
                     scanned.outside.add(text, target);
+                    if flow == FlowControl::ConditionalBranch {
+                        scanned.conditional.add(text, target);
+                    }
                     tables.add_part(target);
                 }
             } else if flow == FlowControl::IndirectBranch {
