@@ -82,3 +82,38 @@ fn always_writes(insn: &Instruction) -> bool {
     let by_register = insn.op_kind(last) == OpKind::Register && insn.op_register(last) == Register::CL;
     !(shifts && by_register || insn.is_string_instruction())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn is_live(code: &[u8]) -> bool {
+        live_at(&Text::of_code(0x1000, code), Mode::Bits64, 0x1000)
+    }
+
+    #[test]
+    fn flags_that_are_read_first_are_alive() {
+        assert!(is_live(b"\x11\xf7\xc3"), "adc");
+        assert!(is_live(b"\x89\xf8\x0f\x92\xc0\xc3"), "mov, setc");
+        assert!(is_live(b"\x9c\x58\xc3"), "pushfq");
+        assert!(is_live(b"\xff\xc7\x72\x01\xc3\xc3"), "inc writes all but the carry flag, jc reads it");
+        assert!(is_live(b"\xeb\x01\xcc\x72\x00\xc3"), "behind a jump");
+    }
+
+    #[test]
+    fn flags_that_are_written_first_or_never_read_are_dead() {
+        assert!(!is_live(b"\x48\x83\xec\x08\x72\x01\xc3\xc3"), "sub, jc");
+        assert!(!is_live(b"\x31\xc0\x0f\x92\xc0\xc3"), "xor, setc");
+        assert!(!is_live(b"\x89\xf8\xc3"), "mov, ret");
+        assert!(!is_live(b"\xe8\x00\x00\x00\x00\x0f\x92\xc0\xc3"), "whoever is called may lose them");
+    }
+
+    #[test]
+    fn what_is_not_known_is_alive() {
+        assert!(is_live(b"\xff\xe0"), "jmp rax");
+        assert!(is_live(b"\x90"), "the code ends");
+        assert!(is_live(b"\xd3\xe0\x72\x00\xc3"), "a shift by cl, perhaps by nothing");
+        assert!(is_live(&[0x90; 200]), "too far away");
+        assert!(!is_live(b"\xeb\xfe"), "a loop without end reads nothing");
+    }
+}

@@ -9,9 +9,27 @@
 //!          names ----^                code once)       verdicts)
 //! ```
 //!
+//! Beside that row: `debug` finds symbols that were taken out of the file; `tables`, `stack` and `marks` belong to the scan; `parts`, `padding` and `flags`
+//! to the ladder.
+//!
 //! The recorder decides which functions are wanted, allocates the stubs, and writes to the target. Invariants: pure, nothing here knows a
 //! process; every function of the file has a verdict, and what is not one is listed in [`Image::left_out`] (I7); what is not understood is refused;
 //! the same file gives the same bytes.
+//!
+//! ```
+//! use trapline_image::{Image, Verdict};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let image = Image::open("/proc/self/exe".as_ref())?;
+//! for function in image.functions().iter().take(10) {
+//!     match &function.verdict {
+//!         Verdict::Traced(plan) => println!("{}: {:?}", function.name, plan.rung),
+//!         Verdict::Untraced(reason) => println!("{}: {}", function.name, reason.code()),
+//!     }
+//! }
+//! # Ok(())
+//! # }
+//! ```
 
 use std::{
     io,

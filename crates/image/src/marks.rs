@@ -36,6 +36,12 @@ impl<'a> Text<'a> {
         text
     }
 
+    /// One piece of code, for tests.
+    #[cfg(test)]
+    pub(crate) fn of_code(address: u64, bytes: &'a [u8]) -> Self {
+        Self { pieces: vec![Piece { address, bytes, first: 0 }], len: bytes.len() }
+    }
+
     /// Which byte this is.
     fn number(&self, address: u64) -> Option<usize> {
         self.pieces.iter().find_map(|piece| {
@@ -105,5 +111,24 @@ impl Marks {
     /// The first address of `range` that is in the set.
     pub(crate) fn first_in(&self, text: &Text<'_>, mut range: Range<u64>) -> Option<u64> {
         range.find(|address| self.contains(text, *address))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn marks_are_where_they_were_made_and_nowhere_else() {
+        let code = [0; 200];
+        let text = Text::of_code(0x1000, &code);
+        let marks = Marks::new(&text);
+        for address in [0x1000, 0x103f, 0x1040, 0x10c7, 0x10c8, 0xfff, u64::MAX] {
+            marks.add(&text, address);
+        }
+        let found: Vec<u64> = (0xff0..0x10e0).filter(|address| marks.contains(&text, *address)).collect();
+        assert_eq!(found, [0x1000, 0x103f, 0x1040, 0x10c7], "what is no code has no mark");
+        assert_eq!(marks.first_in(&text, 0x1001..0x1040), Some(0x103f));
+        assert_eq!(marks.first_in(&text, 0x1001..0x103f), None);
     }
 }

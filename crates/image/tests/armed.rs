@@ -130,6 +130,8 @@ fn armed_functions_return_what_they_returned_and_every_call_is_counted() {
         ("short_tail_call", 4),
         ("has_back_door", 4),
         ("uses_back_door", 4),
+        ("tail_calls", 4),
+        ("only_tail_called", 4),
         ("has_cold_part", 5),
         ("has_bare_cold_part", 5),
     ] {
