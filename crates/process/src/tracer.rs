@@ -426,10 +426,10 @@ const LEAVE_ATTEMPTS: usize = 100;
 
 /// Whether no thread is in trapline's code any more, or on its way into the handler. The original bytes are back already.
 fn is_left(engine: &mut Engine<ProcessHost>) -> bool {
-    // A thread that has executed an int3 but has not reached the handler yet stands behind the int3's byte.
+    // A thread that has executed an int3 but has not reached the handler yet stands behind the int3's byte. No other byte counts: behind the last
+    // one is where a call returned to, and such words stay on stacks long after.
     let sites = engine.sites().sites();
-    let behind_int3 =
-        |site: &trapline_engine::Site| AddrRange::new(site.address().offset(1), insn::CALL_BYTES as u64 - 1);
+    let behind_int3 = |site: &trapline_engine::Site| AddrRange::new(site.address().offset(1), 1);
     let mut ranges: Vec<AddrRange> = sites.iter().map(behind_int3).collect();
     ranges.extend(engine.code());
     ranges.sort_unstable_by_key(|range| range.start);

@@ -217,3 +217,20 @@ fn a_tracer_that_is_dropped_while_a_thread_is_inside_leaves_it_a_way_out() {
         toggle_under_load(&Tracer::new().expect("the text is free"), 20);
     });
 }
+
+#[test]
+fn what_calls_have_left_on_a_stack_does_not_hold_up_the_end() {
+    in_child("lifetime::what_calls_have_left_on_a_stack_does_not_hold_up_the_end", || {
+        let tracer = Tracer::new().expect("a tracer");
+        // A word as an emulated or executed call pushes it: the address behind its site.
+        let behind_sites: Vec<usize> = tracer.sites().map(|site| native(site.address) + 5).collect();
+        let mut left = [0; 64];
+        for (word, behind) in left.iter_mut().zip(behind_sites) {
+            *word = behind;
+        }
+        black_box(&mut left);
+        drop(tracer);
+        assert!(!sigtrap_is_ours());
+        black_box(&left);
+    });
+}
