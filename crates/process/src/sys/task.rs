@@ -19,10 +19,12 @@ pub(crate) enum Exit {
     Killed(i32),
 }
 
-/// Starts a task that shares memory, files and directories with the caller, but is a process of its own: not in the list of threads, and
+/// Starts a task that shares memory and files with the caller, but is a process of its own: not in the list of threads, and
 /// invisible to a `wait` without `__WALL` or `__WCLONE`, because its end sends no signal. A debugger of the caller does not get it.
 ///
-/// It shares the caller's thread-local storage too (no `CLONE_SETTLS`), and has the caller's signal mask.
+/// It shares the caller's thread-local storage too (no `CLONE_SETTLS`), and has the caller's signal mask. It has directories of its own, which are the
+/// same: while another thread executes a program the kernel lets nobody share them (fs/exec.c, `check_unsafe_exec`), and whoever does share them from
+/// outside of the process keeps a set-user-ID program from getting its privileges.
 ///
 /// # Errors
 /// `EAGAIN` where the user may have no more processes, `ENOMEM`, `EPERM` under a seccomp filter.
@@ -38,7 +40,7 @@ pub(crate) unsafe fn spawn_sharing(
     stack: &TaskStack,
     argument: *mut libc::c_void,
 ) -> Result<Tid, Errno> {
-    let flags = libc::CLONE_VM | libc::CLONE_FS | libc::CLONE_FILES | libc::CLONE_UNTRACED;
+    let flags = libc::CLONE_VM | libc::CLONE_FILES | libc::CLONE_UNTRACED;
     // SAFETY: the stack is fresh and page-aligned; the rest is the caller's promise. libc's wrapper is only the assembly that switches to
     // the new stack; it stores `errno` if the call fails, when there is no second user of it.
     let tid = unsafe { libc::clone(main, stack.top().cast(), flags, argument) };
