@@ -110,7 +110,13 @@ impl Run {
             let missing = Addr::new(page_end).offset(1).distance_from(copied);
             append_text(&mut self.bytes, copied, usize::try_from(missing).unwrap_or(0));
         }
-        self.bytes[offset..self.len].copy_from_slice(&write.bytes);
+        let room = &mut self.bytes[offset..self.len];
+        // Nearly all stores are an int3, a head, or the tail of a call: lengths known here make each a single instruction.
+        match *write.bytes {
+            [byte] => room[0] = byte,
+            [a, b, c, d] => room[..4].copy_from_slice(&[a, b, c, d]),
+            ref bytes => room.copy_from_slice(bytes),
+        }
     }
 }
 
