@@ -2,6 +2,7 @@
 //!
 //! The [`Writer`] takes what the recorder tells it ([`Meta`], [`Process`], [`Module`], [`Stream`], ...) and raw records, which the [`Encoder`] packs. The
 //! [`Reader`] gives [`Chunk`]s back, past any damage; the [`Catalog`] gathers what is no event, and the [`Decoder`] unpacks what is.
+//! [`Frames`] makes calls of events, for [`profile()`] to count.
 #![forbid(unsafe_code)]
 
 mod catalog;
@@ -9,7 +10,10 @@ mod decode;
 mod encode;
 mod error;
 pub mod format;
+mod frames;
+mod histogram;
 mod model;
+mod profile;
 mod reader;
 mod writer;
 
@@ -17,7 +21,10 @@ pub use catalog::{Catalog, Clock, FunctionRef};
 pub use decode::{BadChunk, Decoder, EventsChunk, TimedEvent};
 pub use encode::{Batch, Encoded, Encoder, MAX_RECORDS, Position};
 pub use error::Error;
+pub use frames::{Ending, Frame, Frames, Sink};
+pub use histogram::Histogram;
 pub use model::{ClockPoint, End, Exit, Function, How, Load, Losses, Meta, Module, Process, Stream, Unload};
+pub use profile::{FunctionProfile, Profile, profile};
 pub use reader::{Chunk, Damage, Functions, ModuleHead, Reader};
 pub use trapline_abi::record;
 pub use writer::Writer;
