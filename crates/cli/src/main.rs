@@ -7,7 +7,10 @@
 //! failed on the way. `record` has the status of the program that it ran.
 #![forbid(unsafe_code)]
 
+mod functions_of_trace;
+mod info;
 mod record;
+mod report;
 mod stress;
 
 use std::process::ExitCode;
@@ -33,7 +36,10 @@ Put the promise to the test on this machine, and then the old behaviour, which l
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    Functions(functions_of_trace::Arguments),
+    Info(info::Arguments),
     Record(record::Arguments),
+    Report(report::Arguments),
     Stress(stress::Arguments),
 }
 
@@ -68,6 +74,9 @@ fn main() -> ExitCode {
     // Usage errors end here, with status 2.
     let arguments = Arguments::parse();
     let outcome = match &arguments.verb {
+        Verb::Functions(arguments) => functions_of_trace::run(arguments),
+        Verb::Info(arguments) => info::run(arguments),
+        Verb::Report(arguments) => report::run(arguments),
         Verb::Record(arguments) => record::run(arguments),
         Verb::Stress(arguments) => stress::run(arguments),
     };

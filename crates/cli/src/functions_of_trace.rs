@@ -1,0 +1,105 @@
+//! `trapline functions`: every function of a trace: traced, or the reason why not.
+//!
+//! Owns the options and both forms of the list. What is listed comes as [`Listed`], so that another source (an executable) can fill the same list.
+
+use std::{fmt::Write as _, path::PathBuf};
+
+use anyhow::Result;
+use clap::Args;
+use serde_json::{Value, json};
+use trapline_trace::{Catalog, Reader};
+
+use crate::{
+    Outcome,
+    info::print,
+    report::{DEFAULT_TRACE, warn},
+};
+
+/// Of the JSON list. Keys may be added without a new version.
+const JSON_VERSION: u32 = 1;
+
+/// Lists every function of a trace: traced, or the reason why not.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  trapline functions --untraced")]
+pub(crate) struct Arguments {
+    /// The trace.
+    #[arg(short, long, default_value = DEFAULT_TRACE, value_name = "FILE")]
+    input: PathBuf,
+    /// Only those that are not traced.
+    #[arg(long)]
+    untraced: bool,
+    /// Print one JSON object instead of a list.
+    #[arg(long)]
+    json: bool,
+}
+
+/// A function of the list.
+pub(crate) struct Listed {
+    pub(crate) name: String,
+    pub(crate) module: String,
+    pub(crate) address: u64,
+    pub(crate) size: u64,
+    pub(crate) reason: Option<String>,
+    pub(crate) detail: String,
+}
+
+/// Prints the list.
+pub(crate) fn run(arguments: &Arguments) -> Result<Outcome> {
+    let (catalog, damage) = read_catalog(&arguments.input)?;
+    let listed: Vec<Listed> = catalog
+        .functions()
+        .filter_map(|found| {
+            let function = found.function?;
+            Some(Listed {
+                name: function.name.clone(),
+                module: found.module_path().to_owned(),
+                address: function.address,
+                size: function.size,
+                reason: function.untraced.clone(),
+                detail: function.detail.clone(),
+            })
+        })
+        .collect();
+    warn(&damage, &catalog);
+    print(&shown(&listed, arguments.untraced, arguments.json))?;
+    Ok(Outcome::Good)
+}
+
+/// Reads all of a trace but its events.
+pub(crate) fn read_catalog(input: &std::path::Path) -> Result<(Catalog, trapline_trace::Damage)> {
+    let mut reader = Reader::open(input)?;
+    let mut catalog = Catalog::new();
+    while let Some(chunk) = reader.next_chunk()? {
+        catalog.take(chunk);
+    }
+    Ok((catalog, reader.damage().clone()))
+}
+
+/// The list as text or JSON.
+pub(crate) fn shown(listed: &[Listed], untraced: bool, json: bool) -> String {
+    let traced = listed.iter().filter(|function| function.reason.is_none()).count();
+    let selected = listed.iter().filter(|function| !untraced || function.reason.is_some());
+    if json {
+        let functions: Vec<Value> = selected
+            .map(|function| {
+                json!({
+                    "name": function.name, "module": function.module, "address": function.address, "size": function.size,
+                    "traced": function.reason.is_none(), "reason": function.reason,
+                })
+            })
+            .collect();
+        let list = json!({ "version": JSON_VERSION, "functions": functions, "traced": traced, "total": listed.len() });
+        return format!("{list}\n");
+    }
+    let mut text = String::new();
+    for function in selected {
+        let state = function.reason.as_deref().unwrap_or("traced");
+        let detail = if function.detail.is_empty() { String::new() } else { format!(": {}", function.detail) };
+        let _ = writeln!(
+            text,
+            "{:#14x} {:>8} {state:<20} {} [{}]{detail}",
+            function.address, function.size, function.name, function.module
+        );
+    }
+    text + &format!("{traced} of {} functions are traced\n", listed.len())
+}

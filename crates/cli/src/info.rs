@@ -1,0 +1,139 @@
+//! `trapline info`: everything about a trace but its events.
+//!
+//! Owns both forms of the description, and [`print`] for all verbs that read. Invariant: a reader of standard output that goes away is no error.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    io::{self, Write as _},
+    path::PathBuf,
+};
+
+use anyhow::{Context as _, Result};
+use clap::Args;
+use serde_json::{Value, json};
+use trapline_trace::{Catalog, Reader};
+
+use crate::{
+    Outcome,
+    report::{DEFAULT_TRACE, duration, lost_json, warn},
+};
+
+/// Of the JSON description. Keys may be added without a new version.
+const JSON_VERSION: u32 = 1;
+
+/// Tells everything about a trace: command, host, processes, modules, coverage, losses, size.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  trapline info -i trapline.data --json")]
+pub(crate) struct Arguments {
+    /// The trace.
+    #[arg(short, long, default_value = DEFAULT_TRACE, value_name = "FILE")]
+    input: PathBuf,
+    /// Print one JSON object instead of text.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Reads the trace and describes it.
+pub(crate) fn run(arguments: &Arguments) -> Result<Outcome> {
+    let mut reader = Reader::open(&arguments.input)?;
+    let mut catalog = Catalog::new();
+    let (mut records, mut calls, mut first, mut last) = (0_u64, 0_u64, u64::MAX, 0_u64);
+    while let Some(chunk) = reader.next_chunk()? {
+        if let Some(events) = catalog.take(chunk) {
+            records += u64::from(events.records);
+            calls += u64::from(events.calls);
+            (first, last) = (first.min(events.first_tsc), last.max(events.last_tsc));
+        }
+    }
+    warn(reader.damage(), &catalog);
+    let meta = catalog.meta.clone().unwrap_or_default();
+    let (traced, total, reasons) = census(&catalog);
+    let info = json!({
+        "version": JSON_VERSION, "trapline": meta.version, "host": meta.host, "kernel": meta.kernel, "cpu": meta.cpu,
+        "command": meta.command, "started_unix_ns": meta.started_unix_ns, "options": meta.options,
+        "duration_ns": catalog.clock().ns(last.saturating_sub(first)), "processes": catalog.processes.values().map(|process| json!({
+            "pid": process.pid, "how": process.how, "executable": process.executable, "command": process.command,
+            "status": catalog.exits.get(&process.id).and_then(|exit| exit.status),
+        })).collect::<Vec<Value>>(),
+        "threads": catalog.streams.len(),
+        "modules": catalog.modules.values().map(|module| json!({
+            "path": module.path, "build_id": module.build_id, "functions": module.functions,
+        })).collect::<Vec<Value>>(),
+        "traced": traced, "total": total, "untraced": reasons, "calls": calls, "records": records,
+        "bytes": reader.offset(), "lost": lost_json(&catalog, reader.damage()),
+    });
+    let text = if arguments.json { format!("{info}\n") } else { told(&info) };
+    print(&text)?;
+    Ok(Outcome::Good)
+}
+
+/// How many functions are traced, how many there are, and why the others are not.
+fn census(catalog: &Catalog) -> (u64, u64, BTreeMap<String, u64>) {
+    let (mut traced, mut total, mut reasons) = (0, 0, BTreeMap::new());
+    for function in catalog.functions().filter_map(|found| found.function) {
+        total += 1;
+        match &function.untraced {
+            None => traced += 1,
+            Some(reason) => *reasons.entry(reason.clone()).or_default() += 1,
+        }
+    }
+    (traced, total, reasons)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "for people to read")]
+fn told(info: &Value) -> String {
+    let words = |value: &Value| {
+        let words: Vec<&str> = value.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        words.join(" ")
+    };
+    let number = |key: &str| info[key].as_u64().unwrap_or(0);
+    let text = |key: &str| info[key].as_str().unwrap_or_default();
+    let mut told = format!(
+        "command    {}\nhost       {}, {}, {}\ntrapline   {}\nduration   {}\ncalls      {} ({} records, {} bytes, {:.2} bytes a call)\nfunctions  {} of {} traced\n",
+        words(&info["command"]),
+        text("host"),
+        text("kernel"),
+        text("cpu"),
+        text("trapline"),
+        duration(number("duration_ns")),
+        number("calls"),
+        number("records"),
+        number("bytes"),
+        number("bytes") as f64 / number("calls").max(1) as f64,
+        number("traced"),
+        number("total")
+    );
+    for (reason, count) in info["untraced"].as_object().into_iter().flatten() {
+        let _ = writeln!(told, "           {count} {reason}");
+    }
+    for (cause, count) in info["lost"].as_object().into_iter().flatten() {
+        if count.as_u64().is_some_and(|count| count > 0) {
+            let _ = writeln!(told, "lost       {count} {cause}");
+        }
+    }
+    for process in info["processes"].as_array().into_iter().flatten() {
+        let _ = writeln!(told, "process    {} {}", process["pid"], words(&process["command"]));
+    }
+    let _ = writeln!(told, "threads    {}", number("threads"));
+    for module in info["modules"].as_array().into_iter().flatten() {
+        let _ = writeln!(
+            told,
+            "module     {} ({} functions)",
+            module["path"].as_str().unwrap_or_default(),
+            module["functions"]
+        );
+    }
+    told
+}
+
+/// Writes to standard output. If nobody reads it any more, that is fine.
+pub(crate) fn print(text: &str) -> Result<()> {
+    let mut output = io::stdout().lock();
+    match output.write_all(text.as_bytes()).and_then(|()| output.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(error).context("cannot write to standard output")
+        }
+        _ => Ok(()),
+    }
+}
