@@ -157,10 +157,10 @@ impl StoppedThread<'_> {
     /// Has it continue at `pc`.
     ///
     /// # Errors
-    /// `EBUSY` if it is going to [restart](Registers::restarted_syscall) a system call: the kernel would go two bytes back from `pc`. So it
-    /// is for the creator. `ESRCH`: it was killed. `EINVAL`: `pc` does not fit the target's width.
+    /// `EBUSY` if it is going to [restart](Registers::restarted_syscall) a system call: the kernel would go two bytes back from `pc`. And
+    /// for the creator, which waits for this task, or is about to: moved away it would leave the stop behind. `ESRCH`: it was killed. `EINVAL`: `pc` does not fit the target's width.
     pub fn set_pc(&self, pc: Addr) -> Result<(), Errno> {
-        if self.registers()?.restarted_syscall().is_some() {
+        if self.is_creator() || self.registers()?.restarted_syscall().is_some() {
             return Err(Errno(libc::EBUSY));
         }
         ptrace::set_pc(self.tid, pc)
