@@ -25,14 +25,13 @@ pub struct Thread {
     pub chunk: u32,
     /// How many chunks this thread has taken.
     pub chunks_taken: u32,
-    /// Room, cleared with the above.
-    pub reserved: u64,
-    /// The innermost open frame, packed; 0 for none.
+    /// Records of this thread that were lost since its last chunk.
+    pub lost: u64,
+    /// The innermost open frame, packed; [`NO_FRAME`] if none is, or 0 before the first.
     pub top: u64,
-    /// First address of the stack whose shadow is known to be mapped.
-    pub stack_low: u64,
-    /// First address behind it.
-    pub stack_high: u64,
+    /// The blocks of stack around the thread's last entry whose shadow is known to be mapped: the number of the first in the low half, how many
+    /// they are in the high one. One word, so that a signal handler on another stack changes it as a whole.
+    pub blocks: u64,
 }
 
 /// How much of a [`Thread`] the child of a fork must not inherit.
@@ -48,6 +47,9 @@ pub const ADDRESS_BITS: u32 = 47;
 /// address space that it leaves empty.
 pub const SHADOW_BASE: u64 = 0x6000_0000_0000;
 
+/// Shadow is mapped for blocks of 2^`BLOCK_SHIFT` bytes of stack. The number of a block is its address shifted right by as much.
+pub const BLOCK_SHIFT: u32 = 20;
+
 /// Bytes of shadow for each 8 bytes of stack.
 pub const SHADOW_BYTES: u64 = 16;
 
@@ -56,6 +58,9 @@ pub const SHADOW_RETURN: u64 = 0;
 
 /// Of the packed outer frame inside a shadow.
 pub const SHADOW_OUTER: u64 = 8;
+
+/// No frame, as a packed one: depth 0, and further out than any slot.
+pub const NO_FRAME: u64 = pack_frame(1 << ADDRESS_BITS, 0);
 
 /// The address of a slot's shadow.
 pub const fn shadow_address(slot: u64) -> u64 {
@@ -89,6 +94,12 @@ mod tests {
                 assert_eq!((frame_slot(frame), frame_depth(frame)), (slot, depth));
             }
         }
+    }
+
+    #[test]
+    fn no_frame_lies_outside_of_every_frame() {
+        assert_eq!(frame_depth(NO_FRAME), 0);
+        assert!(NO_FRAME > pack_frame((1 << ADDRESS_BITS) - 8, u64::MAX));
     }
 
     #[test]

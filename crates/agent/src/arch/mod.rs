@@ -1,0 +1,10 @@
+//! What depends on the target's architecture: entries and trampolines, system calls, and where a thread's state is.
+//!
+//! Neighbours: the entries call [`record`](crate::events) and [`prepare`](crate::frames) when their few instructions do not suffice. Invariant: every
+//! architecture offers the same names.
+
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
+
+#[cfg(target_arch = "x86_64")]
+pub use x86_64::*;

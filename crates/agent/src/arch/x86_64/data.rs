@@ -1,0 +1,67 @@
+//! The agent's data: what the recorder tells it, and each thread's state.
+
+use core::sync::atomic::AtomicU64;
+
+use super::{Thread, asm, global_asm};
+
+// The thread's state is initial-exec thread-local storage, defined here because stable Rust cannot; all zero when a thread starts.
+global_asm!(
+    r#"
+    .pushsection .tbss.trapline,"awT",@nobits
+    .p2align 6
+    .hidden trapline_thread
+    .globl trapline_thread
+    .type trapline_thread, @object
+    .size trapline_thread, {BYTES}
+trapline_thread:
+    .zero {BYTES}
+    .popsection
+
+    .pushsection .data.trapline,"aw",@progbits
+    .p2align 6
+    .hidden trapline_config
+    .globl trapline_config
+    .type trapline_config, @object
+    .size trapline_config, 24
+trapline_config:
+    .quad 0
+    .quad -1
+    .quad 0
+    .popsection
+    "#,
+    BYTES = const size_of::<Thread>().next_multiple_of(64),
+);
+
+unsafe extern "C" {
+    /// A `Config`: the pool's address comes first.
+    #[link_name = "trapline_config"]
+    static CONFIG: [AtomicU64; 3];
+}
+
+const _: () = assert!(size_of::<trapline_abi::agent::Config>() == 24);
+const _: () = assert!(core::mem::offset_of!(trapline_abi::agent::Config, pool) == 0);
+const _: () = assert!(core::mem::offset_of!(trapline_abi::agent::Config, max_depth) == 8);
+const _: () = assert!(core::mem::offset_of!(trapline_abi::agent::Config, thread_offset) == 16);
+
+/// Where the pool is mapped; `None` before it is.
+pub fn config_pool() -> &'static AtomicU64 {
+    // SAFETY: the static is defined above, is aligned, and is only ever accessed atomically by this program; the recorder writes it while the
+    // program stands still.
+    unsafe { &CONFIG[0] }
+}
+
+/// The state of the calling thread.
+pub fn thread() -> *mut Thread {
+    let thread: *mut Thread;
+    // SAFETY: (1) the word at fs:0 is the thread pointer (ELF Handling For Thread-Local Storage, section 3.4.6); (2) the distance is filled in by
+    // the dynamic linker before any code of this object runs.
+    unsafe {
+        asm!(
+            "mov {thread}, qword ptr fs:[0]",
+            "add {thread}, qword ptr [rip + trapline_thread@GOTTPOFF]",
+            thread = out(reg) thread,
+            options(nostack, readonly),
+        );
+    }
+    thread
+}

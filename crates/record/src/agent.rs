@@ -1,0 +1,65 @@
+//! The agent as it travels inside the recorder.
+//!
+//! Owns [`Agent`]: the bytes of the shared object that the build script makes from `crates/agent`, and the addresses of its symbols. Invariant: they are
+//! those of [`trapline_abi::agent::symbol`], found in the object's own symbol table, as it exports nothing.
+
+use std::collections::HashMap;
+
+use object::{Object, ObjectSymbol, read::elf::ElfFile64};
+
+/// The object for x86-64.
+const AGENT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/trapline-agent.so"));
+
+/// A shared object to be loaded into targets.
+#[derive(Clone, Debug)]
+pub struct Agent {
+    bytes: &'static [u8],
+    symbols: HashMap<String, u64>,
+}
+
+impl Agent {
+    /// The one for 64-bit processes.
+    pub fn native() -> Self {
+        let symbols = ElfFile64::<object::Endianness>::parse(AGENT).map(|file| {
+            let named = file.symbols().filter(|symbol| symbol.is_definition());
+            named.filter_map(|symbol| Some((symbol.name().ok()?.to_owned(), symbol.address()))).collect()
+        });
+        // Without symbols the recorder says which one it misses.
+        Self { bytes: AGENT, symbols: symbols.unwrap_or_default() }
+    }
+
+    /// The whole file.
+    pub fn bytes(&self) -> &'static [u8] {
+        self.bytes
+    }
+
+    /// The address of a symbol, from where the object's first byte is loaded.
+    pub fn symbol(&self, name: &str) -> Option<u64> {
+        self.symbols.get(name).copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use trapline_abi::agent::symbol;
+
+    use super::*;
+
+    #[test]
+    fn every_symbol_that_the_recorder_asks_for_is_there() {
+        let agent = Agent::native();
+        for name in [
+            symbol::CONFIG,
+            symbol::ENTER,
+            symbol::ENTER_KEEP_FLAGS,
+            symbol::ENTER_LIMITED,
+            symbol::POINT,
+            symbol::RETURN,
+            symbol::OBJECTS_CHANGED,
+            symbol::SYSCALL,
+        ] {
+            assert!(agent.symbol(name).is_some_and(|address| address != 0), "{name}");
+        }
+        assert_eq!(agent.symbol("trapline_nothing"), None);
+    }
+}
