@@ -10,6 +10,7 @@
 mod functions_of_trace;
 mod info;
 mod record;
+mod replay;
 mod report;
 mod stress;
 
@@ -39,6 +40,7 @@ enum Verb {
     Functions(functions_of_trace::Arguments),
     Info(info::Arguments),
     Record(record::Arguments),
+    Replay(replay::Arguments),
     Report(report::Arguments),
     Stress(stress::Arguments),
 }
@@ -76,6 +78,7 @@ fn main() -> ExitCode {
     let outcome = match &arguments.verb {
         Verb::Functions(arguments) => functions_of_trace::run(arguments),
         Verb::Info(arguments) => info::run(arguments),
+        Verb::Replay(arguments) => replay::run(arguments),
         Verb::Report(arguments) => report::run(arguments),
         Verb::Record(arguments) => record::run(arguments),
         Verb::Stress(arguments) => stress::run(arguments),

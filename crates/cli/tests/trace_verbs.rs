@@ -1,0 +1,137 @@
+//! The verbs that read a trace, on one that is written here.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+use serde_json::Value;
+use trapline_trace::{
+    Function, Meta, Module, Stream, Writer,
+    record::{Event, encode},
+};
+
+struct Directory(PathBuf);
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn directory(name: &str) -> Directory {
+    let path = std::env::temp_dir().join(format!("trapline-verbs-{name}-{}", std::process::id()));
+    fs::create_dir_all(&path).expect("a directory");
+    Directory(path)
+}
+
+/// `main` calls `work`, which calls `leaf` twice; `short` is not traced.
+fn write_trace(path: &Path) {
+    let meta = Meta { command: vec!["prog".into()], tsc_hz: 1_000_000_000, ..Meta::default() };
+    let mut writer = Writer::create(path, &meta).expect("a trace");
+    let names = ["main", "work", "leaf", "short"];
+    let functions = names.map(|name| Function {
+        name: name.into(),
+        untraced: (name == "short").then(|| "too-short".into()),
+        ..Function::default()
+    });
+    let module = Module { id: 1, path: "/bin/prog", build_id: None, first_site: 0, functions: &functions };
+    writer.module(&module).expect("a module");
+    writer.stream(&Stream { id: 1, tid: 7, name: "prog".into(), ..Stream::default() }).expect("a stream");
+    let events = [
+        (0, Event::Enter { site: 0 }),
+        (1000, Event::Enter { site: 1 }),
+        (2000, Event::Enter { site: 2 }),
+        (2500, Event::Exit { depth: 3 }),
+        (3000, Event::Enter { site: 2 }),
+        (5000, Event::Exit { depth: 3 }),
+        (6000, Event::Exit { depth: 2 }),
+    ];
+    let records = events.map(|(tsc, event)| encode(event, tsc));
+    writer.events(1, 0, 0, 0, &records).expect("events");
+    writer.finish().expect("the end");
+}
+
+fn trapline(arguments: &[&str], directory: &Directory) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_trapline"));
+    command.args(arguments).current_dir(&directory.0).output().expect("the command runs")
+}
+
+fn text(output: &Output) -> String {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[test]
+fn report_functions_and_info_tell_what_was_recorded() {
+    let directory = directory("json");
+    write_trace(&directory.0.join("trapline.data"));
+    let json =
+        |arguments: &[&str]| serde_json::from_str::<Value>(&text(&trapline(arguments, &directory))).expect("JSON");
+    let report = json(&["report", "--json", "--sort", "self"]);
+    assert_eq!((&report["version"], report["functions"].as_array().map(Vec::len)), (&1.into(), Some(3)));
+    let leaf = report["functions"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .find(|function| function["name"] == "leaf")
+        .expect("leaf");
+    assert_eq!(
+        (&leaf["calls"], &leaf["total_ns"], &leaf["min_ns"], &leaf["max_ns"]),
+        (&2.into(), &2500.into(), &500.into(), &2000.into())
+    );
+    let functions = json(&["functions", "--json", "--untraced"]);
+    assert_eq!((&functions["traced"], &functions["total"]), (&3.into(), &4.into()));
+    assert_eq!(functions["functions"][0]["reason"], "too-short");
+    let info = json(&["info", "--json"]);
+    assert_eq!((&info["calls"], &info["untraced"]["too-short"]), (&4.into(), &1.into()));
+    assert!(text(&trapline(&["report"], &directory)).contains("work [prog]"));
+    assert!(text(&trapline(&["info"], &directory)).contains("3 of 4 traced"));
+}
+
+#[test]
+fn replay_shows_the_graph_and_filters_it() {
+    let directory = directory("replay");
+    write_trace(&directory.0.join("trapline.data"));
+    let lines = |arguments: &[&str]| -> Vec<String> {
+        let text = text(&trapline(arguments, &directory));
+        text.lines().skip(1).map(|line| line.split_once(") ").map_or("", |(_, rest)| rest.trim()).to_owned()).collect()
+    };
+    assert_eq!(
+        lines(&["replay"]),
+        [
+            "| main() {",
+            "|   work() {",
+            "0.500 us |     leaf();",
+            "2.000 us |     leaf();",
+            "5.000 us |   } /* work */",
+            "6.000 us | } /* main */ /* did not return */",
+        ]
+    );
+    assert_eq!(
+        lines(&["replay", "-F", "w*", "--min-duration", "1000"]),
+        ["| work() {", "2.000 us |   leaf();", "5.000 us | } /* work */"]
+    );
+    assert_eq!(lines(&["replay", "-D", "1"]), ["6.000 us | main(); /* did not return */"]);
+    let json: Value = serde_json::from_str(&text(&trapline(&["replay", "--json"], &directory))).expect("JSON");
+    assert_eq!(json["calls"].as_array().map(Vec::len), Some(4));
+}
+
+#[test]
+fn a_trace_cut_anywhere_is_read_and_a_missing_one_is_told() {
+    let directory = directory("cut");
+    let path = directory.0.join("trapline.data");
+    let missing = trapline(&["report"], &directory);
+    assert!(!missing.status.success() && String::from_utf8_lossy(&missing.stderr).contains("trapline record"));
+    write_trace(&path);
+    let bytes = fs::read(&path).expect("the trace");
+    for len in (16..bytes.len()).step_by(61) {
+        fs::write(&path, &bytes[..len]).expect("a file");
+        for verb in ["report", "replay", "functions", "info"] {
+            let output = trapline(&[verb], &directory);
+            assert!(output.status.success(), "{verb} of {len} bytes");
+            assert!(!output.stderr.is_empty(), "{verb} of {len} bytes says nothing");
+        }
+    }
+}
