@@ -61,7 +61,43 @@ pub fn build(agent_dir: &Path, out_dir: &Path, toolchain: &Toolchain) -> Result<
     exports.push(&script);
     link.arg(exports);
     run(&mut link, "link the agent")?;
+    let mut bytes = std::fs::read(&object).map_err(|error| format!("cannot read {}: {error}", object.display()))?;
+    tell_thread_offset(&mut bytes).ok_or("cannot find where the agent's relocations are; please report which linker this is")?;
+    std::fs::write(&object, bytes).map_err(|error| format!("cannot write {}: {error}", object.display()))?;
     Ok(object)
+}
+
+/// Moves the relocation of `trapline_thread_told` (8 bytes into the thread's state) from the linker's table to the word of the configuration that
+/// holds its mark, and makes it that of the state's start.
+fn tell_thread_offset(bytes: &mut [u8]) -> Option<()> {
+    const SHT_RELA: u32 = 4;
+    const R_X86_64_TPOFF64: u64 = 18;
+    let word = |bytes: &[u8], at: usize| Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
+    let index = |word: u64| usize::try_from(word).ok();
+    // Elf64_Ehdr: e_shoff, e_shnum. Elf64_Shdr: 64 bytes; sh_type, sh_addr, sh_offset, sh_size.
+    let sections = index(word(bytes, 0x28)?)?;
+    let count = usize::from(u16::from_le_bytes(bytes.get(0x3c..0x3e)?.try_into().ok()?));
+    let mark = bytes.windows(16).position(|window| window == b"\xff\xff\xff\xff\xff\xff\xff\xfftrapline")? + 8;
+    let (mut told_at, mut relocation) = (None, None);
+    for section in (0..count).map(|number| sections + number * 64) {
+        let kind = u32::from_le_bytes(bytes.get(section + 4..section + 8)?.try_into().ok()?);
+        let (address, offset) = (word(bytes, section + 0x10)?, index(word(bytes, section + 0x18)?)?);
+        let len_bytes = index(word(bytes, section + 0x20)?)?;
+        if kind == SHT_RELA {
+            for at in (offset..offset + len_bytes).step_by(24) {
+                if word(bytes, at + 8)? == R_X86_64_TPOFF64 && word(bytes, at + 16)? == 8 {
+                    relocation = Some(at);
+                }
+            }
+        } else if kind == 1 && (offset..offset + len_bytes).contains(&mark) {
+            told_at = Some(address + (mark - offset) as u64);
+        }
+    }
+    let (told_at, relocation) = (told_at?, relocation?);
+    bytes.get_mut(relocation..relocation + 8)?.copy_from_slice(&told_at.to_le_bytes());
+    bytes.get_mut(relocation + 16..relocation + 24)?.fill(0);
+    bytes.get_mut(mark..mark + 8)?.fill(0);
+    Some(())
 }
 
 fn rustc(toolchain: &Toolchain) -> Command {

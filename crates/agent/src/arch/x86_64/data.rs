@@ -14,7 +14,11 @@ global_asm!(
     .type trapline_thread, @object
     .size trapline_thread, {BYTES}
 trapline_thread:
-    .zero {BYTES}
+    .zero 8
+    .hidden trapline_thread_told
+    .globl trapline_thread_told
+trapline_thread_told:
+    .zero {BYTES} - 8
     .popsection
 
     .pushsection .data.trapline,"aw",@progbits
@@ -26,11 +30,26 @@ trapline_thread:
 trapline_config:
     .quad 0
     .quad -1
-    .quad 0
+    # `object.rs` moves the relocation of `trapline_thread_told` here: GNU ld relocates no such word in a shared object, but only its own table.
+    .quad {TOLD}
     .popsection
     "#,
+    TOLD = const TOLD,
     BYTES = const size_of::<Thread>().next_multiple_of(64),
 );
+
+// Has the linker make the relocation; never runs.
+global_asm!(
+    r#"
+    .pushsection .text.trapline,"ax",@progbits
+    mov rcx, qword ptr [rip + trapline_thread_told@GOTTPOFF]
+    int3
+    .popsection
+    "#
+);
+
+/// What the object's file has in place of the thread's offset.
+const TOLD: u64 = u64::from_le_bytes(*b"trapline");
 
 unsafe extern "C" {
     /// A `Config`: the pool's address comes first.
