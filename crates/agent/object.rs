@@ -62,7 +62,8 @@ pub fn build(agent_dir: &Path, out_dir: &Path, toolchain: &Toolchain) -> Result<
     link.arg(exports);
     run(&mut link, "link the agent")?;
     let mut bytes = std::fs::read(&object).map_err(|error| format!("cannot read {}: {error}", object.display()))?;
-    tell_thread_offset(&mut bytes).ok_or("cannot find where the agent's relocations are; please report which linker this is")?;
+    tell_thread_offset(&mut bytes)
+        .ok_or("cannot find where the agent's relocations are; please report which linker this is")?;
     std::fs::write(&object, bytes).map_err(|error| format!("cannot write {}: {error}", object.display()))?;
     Ok(object)
 }

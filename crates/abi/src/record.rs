@@ -81,7 +81,6 @@ pub const fn encode(event: Event, tsc: u64) -> u64 {
 }
 
 /// The event in a record and the low bits of its time; `None` for a word that is no record.
-#[expect(clippy::cast_possible_truncation, reason = "the payload has 21 bits")]
 pub const fn decode(record: u64) -> Option<(Event, u64)> {
     let payload = (record >> TSC_BITS & PAYLOAD_MASK) as u32;
     let event = match record >> KIND_SHIFT {

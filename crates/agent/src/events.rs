@@ -131,7 +131,7 @@ impl Pool {
         pool.is_open().then_some(pool)
     }
 
-    pub(crate) fn header(&self) -> &'static PoolHeader {
+    pub(crate) fn header(self) -> &'static PoolHeader {
         self.0
     }
 

@@ -102,7 +102,7 @@ pub(crate) fn ensure(block: u32) -> Known {
             return known(block);
         }
         let is_mapped =
-            match sys::map_at(shadow_address(u64::from(block) << BLOCK_SHIFT), SHADOW_BYTES / 8 << BLOCK_SHIFT) {
+            match sys::map_at(shadow_address(u64::from(block) << BLOCK_SHIFT), (SHADOW_BYTES / 8) << BLOCK_SHIFT) {
                 MapResult::Mapped => true,
                 MapResult::Occupied => is_adopting,
                 MapResult::Failed => false,

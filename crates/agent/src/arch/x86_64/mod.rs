@@ -54,7 +54,7 @@ pub fn tsc() -> u64 {
     unsafe { core::arch::x86_64::_rdtsc() }
 }
 
-/// Numbers of system calls (arch/x86/entry/syscalls/syscall_64.tbl).
+/// Numbers of system calls (`arch/x86/entry/syscalls/syscall_64.tbl`).
 pub mod number {
     /// `mmap`.
     pub const MMAP: u64 = 9;
