@@ -12,20 +12,20 @@ use std::{
 };
 
 /// The tools, and for what they build.
-pub struct Toolchain {
+pub(crate) struct Toolchain {
     /// `rustc`.
-    pub rustc: OsString,
+    pub(crate) rustc: OsString,
     /// A C compiler that links.
-    pub linker: OsString,
+    pub(crate) linker: OsString,
     /// The target's triple.
-    pub target: String,
+    pub(crate) target: String,
 }
 
 /// Builds it in `out_dir` from the sources beside `agent_dir`, and returns its path.
 ///
 /// # Errors
 /// What was being done, and what the tool said.
-pub fn build(agent_dir: &Path, out_dir: &Path, toolchain: &Toolchain) -> Result<PathBuf, String> {
+pub(crate) fn build(agent_dir: &Path, out_dir: &Path, toolchain: &Toolchain) -> Result<PathBuf, String> {
     let abi_source = agent_dir.join("../abi/src/lib.rs");
     let agent_source = agent_dir.join("src/lib.rs");
     let layouts = out_dir.join("libtrapline_abi.rlib");
