@@ -9,6 +9,7 @@
 
 mod functions_of_trace;
 mod info;
+#[cfg(target_arch = "x86_64")]
 mod record;
 mod replay;
 mod report;
@@ -39,6 +40,7 @@ Put the promise to the test on this machine, and then the old behaviour, which l
 enum Verb {
     Functions(functions_of_trace::Arguments),
     Info(info::Arguments),
+    #[cfg(target_arch = "x86_64")]
     Record(record::Arguments),
     Replay(replay::Arguments),
     Report(report::Arguments),
@@ -53,6 +55,7 @@ enum Outcome {
     /// It ran, and the answer is bad.
     Bad,
     /// A program ran, and this is its status.
+    #[cfg(target_arch = "x86_64")]
     Program(u8),
 }
 
@@ -80,12 +83,14 @@ fn main() -> ExitCode {
         Verb::Info(arguments) => info::run(arguments),
         Verb::Replay(arguments) => replay::run(arguments),
         Verb::Report(arguments) => report::run(arguments),
+        #[cfg(target_arch = "x86_64")]
         Verb::Record(arguments) => record::run(arguments),
         Verb::Stress(arguments) => stress::run(arguments),
     };
     match outcome {
         Ok(Outcome::Good) => ExitCode::SUCCESS,
         Ok(Outcome::Bad) => ExitCode::from(BAD),
+        #[cfg(target_arch = "x86_64")]
         Ok(Outcome::Program(status)) => ExitCode::from(status),
         Err(error) => {
             eprintln!("trapline: {}", with_causes(&error));

@@ -16,7 +16,7 @@ use std::{
 
 use clap::{Args, ValueEnum};
 use trapline_process::Filter;
-use trapline_record::{Error, Options, Progress, Summary, record};
+use trapline_record::{Error, Options, Progress, Summary, Toggle, record};
 
 use crate::{Outcome, Refused};
 
@@ -57,6 +57,14 @@ pub(crate) struct Arguments {
     /// Where the trace goes; an existing one is kept as FILE.old
     #[arg(short, long, value_name = "FILE", default_value = "trapline.data")]
     output: PathBuf,
+
+    /// For tests: switch all sites off and on again every so many milliseconds
+    #[arg(long, value_name = "MS", hide = true, requires = "toggle_log")]
+    toggle_every: Option<u64>,
+
+    /// For tests: note there when sites were switched
+    #[arg(long, value_name = "FILE", hide = true)]
+    toggle_log: Option<PathBuf>,
 
     /// Say nothing but errors
     #[arg(short, long)]
@@ -111,6 +119,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
         on_full: arguments.on_full.into(),
         chunks: arguments.buffer as usize * CHUNKS_PER_MIB,
         given: given(arguments),
+        toggle: toggle(arguments),
     };
     let progress = Progress::default();
     let result = with_progress(arguments, &progress, || record(&arguments.command, &options, &progress));
@@ -139,6 +148,11 @@ fn filter(arguments: &Arguments) -> Filter {
     let first = wanted.next().map_or_else(Filter::all, |glob| Filter::name(glob));
     let wanted = wanted.fold(first, |filter, glob| filter.or_name(glob));
     arguments.except.iter().fold(wanted, |filter, glob| filter.except(glob))
+}
+
+fn toggle(arguments: &Arguments) -> Option<Toggle> {
+    let (period, log) = (arguments.toggle_every?, arguments.toggle_log.clone()?);
+    Some(Toggle { period: Duration::from_millis(period), log })
 }
 
 /// The options that were given, for who reads the trace later.
