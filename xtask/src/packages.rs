@@ -1,6 +1,6 @@
 //! Debian packages that single verbs need, beyond what [`crate::setup`] installs for the tests.
 //!
-//! Owns [`ensure`]. Invariant: a machine that has the programs is left alone.
+//! Owns [`ensure()`]. Invariant: a machine that has the programs is left alone.
 
 use std::{
     path::Path,

@@ -125,7 +125,7 @@ mod tests {
 
     #[test]
     fn the_nearest_time_is_found_across_a_wrap_and_backwards() {
-        let near = 5 << TSC_BITS;
+        let near = 5_u64 << TSC_BITS;
         for delta in [0_i64, 1, -1, 1 << 38, -(1 << 38)] {
             let tsc = near.wrapping_add_signed(delta);
             assert_eq!(full_tsc(tsc & TSC_MASK, near), tsc, "{delta}");

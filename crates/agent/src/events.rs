@@ -1,6 +1,6 @@
 //! Puts records into chunks, and takes the next chunk when one is full.
 //!
-//! Owns [`Pool`], the agent's side of [`trapline_abi::pool`], and [`trapline_record`], which the entries call when their record finds no place. What then
+//! Owns `Pool`, the agent's side of [`trapline_abi::pool`], and `trapline_record`, which the entries call when their record finds no place. What then
 //! happens, in order:
 //!
 //! 1. Signals are blocked: nobody else changes this thread's place meanwhile.

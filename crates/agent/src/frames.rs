@@ -1,6 +1,6 @@
 //! Makes an entry possible: the shadow of its slot, and a chain of open frames that is not stale.
 //!
-//! Owns [`trapline_prepare`], which an entry calls when its quick checks fail. Neighbours: [`shadow`](crate::shadow) maps, [`events`](crate::events)
+//! Owns `trapline_prepare`, which an entry calls when its quick checks fail. Neighbours: `shadow` maps, `events`
 //! writes. Invariant: after [`Prepared::Push`] the slot's shadow can be written, and the innermost frame either lies further out or on another
 //! stack.
 

@@ -1,6 +1,6 @@
 //! Tells the recorder that shared objects came or went, and waits until it has seen to them.
 //!
-//! Owns [`trapline_changed`], which stands in for the dynamic linker's `_dl_debug_state`. The dynamic linker holds its lock meanwhile, so one thread at
+//! Owns `trapline_changed`, which stands in for the dynamic linker's `_dl_debug_state`. The dynamic linker holds its lock meanwhile, so one thread at
 //! a time asks. Invariant: it comes back, whatever becomes of the recorder.
 
 use core::sync::atomic::Ordering;

@@ -1,6 +1,6 @@
 //! Which blocks of stack have their shadow mapped.
 //!
-//! Owns the table of blocks, and maps on demand. Only [`frames`](crate::frames) uses it. A block that cannot be mapped, because something else lies where
+//! Owns the table of blocks, and maps on demand. Only `frames` uses it. A block that cannot be mapped, because something else lies where
 //! its shadow would be or because there is no memory, is refused for good; calls on it are recorded without their returns.
 //!
 //! No lock: whoever enters a block into the table maps it, the others wait for a while. Who forks in that moment leaves a child in which

@@ -1,6 +1,6 @@
 //! `trapline info`: everything about a trace but its events.
 //!
-//! Owns both forms of the description, and [`print`] for all verbs that read. Invariant: a reader of standard output that goes away is no error.
+//! Owns both forms of the description, and [`print()`] for all verbs that read. Invariant: a reader of standard output that goes away is no error.
 
 use std::{
     collections::BTreeMap,

@@ -21,7 +21,7 @@ impl Agent {
     /// The one for 64-bit processes.
     pub fn native() -> Self {
         let symbols = ElfFile64::<object::Endianness>::parse(AGENT).map(|file| {
-            let named = file.symbols().filter(|symbol| symbol.is_definition());
+            let named = file.symbols().filter(object::ObjectSymbol::is_definition);
             named.filter_map(|symbol| Some((symbol.name().ok()?.to_owned(), symbol.address()))).collect()
         });
         // Without symbols the recorder says which one it misses.

@@ -321,12 +321,11 @@ impl Armory {
         let module = &loaded.module;
         let Some(memory) = space.memory.as_ref().filter(|_| !module.selected.is_empty()) else { return Ok(()) };
         let known = space.stubs.get(&loaded.key()).cloned();
-        let (stubs_at, shared) = match &known {
-            Some(stubs) => (stubs.at, None),
-            None => {
-                let (at, shared) = map_stubs(remote, tid, memory, loaded)?;
-                (at, Some(shared))
-            }
+        let (stubs_at, shared) = if let Some(stubs) = &known {
+            (stubs.at, None)
+        } else {
+            let (at, shared) = map_stubs(remote, tid, memory, loaded)?;
+            (at, Some(shared))
         };
         let armed = module.image.arm(&ArmRequest {
             selected: &module.selected,

@@ -30,6 +30,9 @@ use crate::{
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub(crate) struct SpaceId(pub(crate) u32);
 
+/// What writes something into the trace.
+type ForTheTrace = Box<dyn FnOnce(&mut Writer) -> Result<(), trapline_trace::Error> + Send>;
+
 /// What the drain is told, in order.
 pub(crate) enum Message {
     /// A pool to be emptied.
@@ -55,7 +58,7 @@ pub(crate) enum Message {
     /// Nobody uses the pool any more.
     SpaceEnded(SpaceId),
     /// Something for the trace.
-    Write(Box<dyn FnOnce(&mut Writer) -> Result<(), trapline_trace::Error> + Send>),
+    Write(ForTheTrace),
 }
 
 /// What the tracer hears from the drain: this space's objects have changed, and a thread of it waits.

@@ -36,6 +36,8 @@ const WORD: u64 = 8;
 const AT_IGNORE: u64 = 1;
 const AT_BASE: u64 = libc::AT_BASE;
 const AT_SECURE: u64 = libc::AT_SECURE;
+/// The code segment of 64-bit programs.
+const CODE_64: u64 = 0x33;
 const INT3: u8 = 0xcc;
 const ENDBR64: [u8; 4] = [0xf3, 0x0f, 0x1e, 0xfa];
 const RET: u8 = 0xc3;
@@ -104,7 +106,7 @@ pub(crate) struct NewImage {
     r_debug: Addr,
     /// Where the two words are to become an entry of the auxiliary vector: the first of the three.
     spare_words: Addr,
-    /// What stood in the environment where our LD_PRELOAD replaces another.
+    /// What stood in the environment where our `LD_PRELOAD` replaces another.
     replaced: Option<(Addr, u64)>,
     scratch: Addr,
     /// What the new image blocked and ignored: a breakpoint changes that.
@@ -164,7 +166,6 @@ impl InitialStack {
 /// Prepares a thread that is stopped at its exec. `Err` says why this image runs untraced; nothing was changed then.
 pub(crate) fn prepare(tid: Tid, agent: &str, linkers: &mut Linkers) -> Result<NewImage, Untraceable> {
     let registers = ptrace::registers(tid)?;
-    const CODE_64: u64 = 0x33;
     if registers.cs != CODE_64 {
         return Err(Untraceable("it is a 32-bit program".to_owned()));
     }

@@ -31,7 +31,7 @@ pub(crate) struct Program {
     pub(crate) arguments: Vec<OsString>,
 }
 
-/// How long a line `#!interpreter` may be (BINPRM_BUF_SIZE of the kernel).
+/// How long a line `#!interpreter` may be (`BINPRM_BUF_SIZE` of the kernel).
 const SCRIPT_LINE_BYTES: usize = 256;
 
 /// Scripts whose interpreter is a script, and so on: the kernel follows five.

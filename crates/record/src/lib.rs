@@ -10,7 +10,7 @@
 //!                                              trace file <- drain <---------+
 //! ```
 //!
-//! All thinking happens here, in the recorder's own process; in the target there is only the [agent](agent). The tracer's thread is the only one that
+//! All thinking happens here, in the recorder's own process; in the target there is only the [agent]. The tracer's thread is the only one that
 //! may use ptrace, the drain's the only one that writes the trace. Unsafe code lives in `sys` alone. Invariants: no page of the target is ever writable
 //! and executable (I8); every function is armed or listed with the reason (I7); a target whose recorder dies runs on.
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
@@ -121,16 +121,16 @@ pub fn record(command: &[OsString], options: &Options, progress: &Progress) -> R
     let child = spawn::spawn(program.path.as_os_str(), &program.arguments).doing(|| "starting a process".to_owned())?;
     let inbox = Inbox::new().doing(|| "taking over signals".to_owned())?;
     let waker = inbox.waker().doing(|| "taking over signals".to_owned())?;
-    let (changed, changes) = mpsc::channel();
+    let (tell, changed) = mpsc::channel();
     let drain = Drain::start(writer, options.on_full, Arc::clone(&progress.0), move |space| {
         // The tracer is gone when everything has ended.
-        if changed.send(space).is_ok() {
+        if tell.send(space).is_ok() {
             waker.wake();
         }
     });
     let drain = drain.doing(|| "starting a thread".to_owned())?;
     let armory = Armory::new().doing(|| "sharing the agent".to_owned())?;
-    let outcome = tracer::Tracer::new(options, inbox, changes, &drain, armory).run(child);
+    let outcome = tracer::Tracer::new(options, inbox, changed, &drain, armory).run(child);
     drain.write(|writer| writer.calibration(&[clock_point()]));
     let losses = drain.finish();
     let (outcome, armory) = outcome?;

@@ -17,6 +17,15 @@ use crate::sys::shared::{self, SharedMemory};
 /// Records in a chunk.
 pub(crate) const CHUNK_RECORDS: usize = CHUNK_BYTES / size_of::<u64>();
 
+#[expect(clippy::cast_possible_truncation, reason = "some thousand bytes")]
+const CHUNK_BYTES_32: u32 = CHUNK_BYTES as u32;
+
+/// The first free chunk in a list's head: its index plus 1.
+#[expect(clippy::cast_possible_truncation, reason = "the lower half")]
+const fn first_free(head: u64) -> u32 {
+    head as u32
+}
+
 /// The pool of one process.
 #[derive(Debug)]
 pub(crate) struct Pool {
@@ -33,7 +42,7 @@ impl Pool {
         let header = pool.header();
         // Relaxed all of them: the target maps the pool after a system call of ours.
         header.version.store(POOL_VERSION, Ordering::Relaxed);
-        header.chunk_bytes.store(CHUNK_BYTES as u32, Ordering::Relaxed);
+        header.chunk_bytes.store(CHUNK_BYTES_32, Ordering::Relaxed);
         header.chunk_count.store(count, Ordering::Relaxed);
         header.on_full.store(on_full as u32, Ordering::Relaxed);
         header.recorder.store(std::process::id(), Ordering::Relaxed);
@@ -87,7 +96,7 @@ impl Pool {
         let new = u64::try_from(index + 1).unwrap_or(0);
         let mut head = header.free_head.load(Ordering::Relaxed);
         loop {
-            chunk.next_free.store(head as u32, Ordering::Relaxed);
+            chunk.next_free.store(first_free(head), Ordering::Relaxed);
             let changed = (head >> 32).wrapping_add(1) << 32 | new;
             // Release: the zeros above are there for who takes the chunk with Acquire (the agent's `take_chunk`).
             match header.free_head.compare_exchange_weak(head, changed, Ordering::Release, Ordering::Relaxed) {
@@ -125,7 +134,7 @@ mod tests {
     fn take(pool: &Pool) -> Option<usize> {
         let header = pool.header();
         let head = header.free_head.load(Ordering::Acquire);
-        let index = (head as u32 as usize).checked_sub(1)?;
+        let index = (first_free(head) as usize).checked_sub(1)?;
         let next = pool.chunk(index).next_free.load(Ordering::Relaxed);
         header.free_head.store((head >> 32).wrapping_add(1) << 32 | u64::from(next), Ordering::Relaxed);
         Some(index)

@@ -51,7 +51,7 @@ impl Remote {
 
     /// Makes a system call.
     pub(crate) fn syscall(&mut self, number: libc::c_long, arguments: [u64; 6]) -> io::Result<u64> {
-        let number = number.cast_unsigned() as u64;
+        let number = number.cast_unsigned();
         let mut call = self.registers;
         call.rip = self.syscall_insn.value();
         call.rax = number;
@@ -59,13 +59,13 @@ impl Remote {
         [call.rdi, call.rsi, call.rdx, call.r10, call.r8, call.r9] = arguments;
         loop {
             ptrace::set_registers(self.tid, &call)?;
-            self.to_syscall_stop()?;
+            self.run_to_syscall()?;
             // The first stop may be the exit of the system call that the thread was stopped in, which spoils rax.
             if ptrace::syscall_stop(self.tid)? == SyscallStop::Entry(number) {
                 break;
             }
         }
-        self.to_syscall_stop()?;
+        self.run_to_syscall()?;
         let result = ptrace::registers(self.tid)?.rax;
         if result > u64::MAX - MAX_ERRNO {
             let errno = i32::try_from(result.wrapping_neg()).unwrap_or(libc::EIO);
@@ -74,7 +74,7 @@ impl Remote {
         Ok(result)
     }
 
-    fn to_syscall_stop(&mut self) -> io::Result<()> {
+    fn run_to_syscall(&mut self) -> io::Result<()> {
         loop {
             ptrace::resume_to_syscall(self.tid)?;
             match ptrace::wait_for(self.tid)? {
@@ -121,7 +121,7 @@ fn restart(registers: &mut libc::user_regs_struct) {
     }
     let again = match registers.rax.cast_signed() {
         ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND => registers.orig_rax,
-        ERESTART_RESTARTBLOCK => libc::SYS_restart_syscall.cast_unsigned() as u64,
+        ERESTART_RESTARTBLOCK => libc::SYS_restart_syscall.cast_unsigned(),
         _ => return,
     };
     registers.rax = again;

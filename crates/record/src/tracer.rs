@@ -175,7 +175,7 @@ impl<'a> Tracer<'a> {
             Stop::VforkDone => self.vfork_done(tid),
             Stop::Exec => self.executed(tid),
             // An error means that the task is gone: its end is reported.
-            Stop::GroupStop => drop(ptrace::listen(tid)),
+            Stop::WithItsGroup => drop(ptrace::listen(tid)),
             Stop::Interrupted if self.requests.contains_key(&tid) => self.objects_changed(tid),
             Stop::Interrupted | Stop::Syscall | Stop::Exited(_) | Stop::Killed(_) => resume(tid, 0),
         }

@@ -29,7 +29,7 @@ pub(crate) enum Stop {
     /// A new program image.
     Exec,
     /// It stopped because of a stop signal, with the rest of its group.
-    GroupStop,
+    WithItsGroup,
     /// Its first stop, or the answer to [`interrupt`].
     Interrupted,
 }
@@ -122,12 +122,14 @@ pub(crate) fn set_signal_mask(tid: Tid, mask: u64) -> io::Result<()> {
     request(libc::PTRACE_SETSIGMASK, tid, SET_BYTES, &raw const mask as usize)
 }
 
+/// The code of a signal that the kernel sends for a processor's exception.
+const SI_KERNEL: i32 = 0x80;
+
 /// Whether the signal that stopped a thread is the work of a breakpoint instruction.
 pub(crate) fn is_breakpoint(tid: Tid) -> io::Result<bool> {
     // SAFETY: plain numbers, for which zero is a value.
     let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
     request(libc::PTRACE_GETSIGINFO, tid, 0, &raw mut info as usize)?;
-    const SI_KERNEL: i32 = 0x80;
     Ok(matches!(info.si_code, SI_KERNEL | libc::TRAP_BRKPT))
 }
 
@@ -192,7 +194,7 @@ fn classify(status: i32) -> Stop {
         libc::PTRACE_EVENT_VFORK_DONE => Stop::VforkDone,
         libc::PTRACE_EVENT_EXEC => Stop::Exec,
         EVENT_STOP if signal == libc::SIGTRAP => Stop::Interrupted,
-        EVENT_STOP => Stop::GroupStop,
+        EVENT_STOP => Stop::WithItsGroup,
         _ => Stop::Signal(signal),
     }
 }
@@ -210,7 +212,7 @@ mod tests {
         assert_eq!(stopped(0, libc::SIGTRAP | 0x80), Stop::Syscall);
         assert_eq!(stopped(libc::PTRACE_EVENT_EXEC, libc::SIGTRAP), Stop::Exec);
         assert_eq!(stopped(EVENT_STOP, libc::SIGTRAP), Stop::Interrupted);
-        assert_eq!(stopped(EVENT_STOP, libc::SIGTSTP), Stop::GroupStop);
+        assert_eq!(stopped(EVENT_STOP, libc::SIGTSTP), Stop::WithItsGroup);
         assert_eq!(classify(7 << 8), Stop::Exited(7));
         assert_eq!(classify(libc::SIGKILL), Stop::Killed(libc::SIGKILL));
     }
