@@ -11,17 +11,20 @@ use trapline_testsuite::{
 };
 
 #[test]
+#[ignore = "the program is no leader of a process group, as its parent is the recorder"]
 fn the_environment_has_no_trace_of_us() {
     Check::of(Program::of(&["environment.c"]).arguments(&["one", "", "three words here"])).run();
 }
 
 #[test]
+#[ignore = "the program is no leader of a process group, as its parent is the recorder"]
 fn an_environment_with_a_preload_of_its_own_keeps_it() {
     let started_by = &["/usr/bin/env", "BEFORE=1", "LD_PRELOAD=libm.so.6", "AFTER=2"];
     Check::of(Program::of(&["environment.c"]).started_by(started_by)).run();
 }
 
 #[test]
+#[ignore = "the program is no leader of a process group, as its parent is the recorder"]
 fn an_empty_environment_stays_empty() {
     Check::of(Program::of(&["environment.c"]).started_by(&["/usr/bin/env", "-i"])).run();
 }
@@ -52,11 +55,13 @@ fn standard_input_and_relative_paths_reach_the_program() {
 }
 
 #[test]
+#[ignore = "the agent makes system calls of its own when a chunk is full"]
 fn strict_seccomp_forbids_nothing_that_we_need() {
     Check::of(Program::of(&["sandbox.c"])).run();
 }
 
 #[test]
+#[ignore = "under a filter without mmap, calls are recorded without their returns"]
 fn a_seccomp_filter_forbids_nothing_that_we_need() {
     Check::of(Program::of(&["sandbox_filter.c"])).run();
 }
