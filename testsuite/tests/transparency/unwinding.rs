@@ -37,7 +37,6 @@ fn exceptions_that_meet_noexcept_terminate() {
 }
 
 #[test]
-#[ignore = "calls of throws_back are missing; not understood yet"]
 fn exceptions_pass_a_shared_library_both_ways() {
     Check::of(Program::of(&["library_exceptions.cpp"]).library(Library::Linked)).run();
 }
