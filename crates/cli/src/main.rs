@@ -7,7 +7,7 @@
 //! failed on the way. `record` has the status of the program that it ran.
 #![forbid(unsafe_code)]
 
-mod functions_of_trace;
+mod functions;
 mod info;
 #[cfg(target_arch = "x86_64")]
 mod record;
@@ -38,7 +38,7 @@ Put the promise to the test on this machine, and then the old behaviour, which l
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    Functions(functions_of_trace::Arguments),
+    Functions(functions::Arguments),
     Info(info::Arguments),
     #[cfg(target_arch = "x86_64")]
     Record(record::Arguments),
@@ -79,7 +79,7 @@ fn main() -> ExitCode {
     // Usage errors end here, with status 2.
     let arguments = Arguments::parse();
     let outcome = match &arguments.verb {
-        Verb::Functions(arguments) => functions_of_trace::run(arguments),
+        Verb::Functions(arguments) => functions::run(arguments),
         Verb::Info(arguments) => info::run(arguments),
         Verb::Replay(arguments) => replay::run(arguments),
         Verb::Report(arguments) => report::run(arguments),

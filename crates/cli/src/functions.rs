@@ -1,12 +1,16 @@
-//! `trapline functions`: every function of a trace: traced, or the reason why not.
+//! `trapline functions`: every function of an executable or of a trace: traced, or the reason why not.
 //!
-//! Owns the options and both forms of the list. What is listed comes as [`Listed`], so that another source (an executable) can fill the same list.
+//! Owns the options and both forms of the list. What is listed comes as [`Listed`], from either source.
 
-use std::{fmt::Write as _, path::PathBuf};
+use std::{
+    fmt::Write as _,
+    path::{Path, PathBuf},
+};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Args;
 use serde_json::{Value, json};
+use trapline_image::Image;
 use trapline_trace::{Catalog, Reader};
 
 use crate::{
@@ -18,10 +22,13 @@ use crate::{
 /// Of the JSON list. Keys may be added without a new version.
 const JSON_VERSION: u32 = 1;
 
-/// Lists every function of a trace: traced, or the reason why not.
+/// Lists every function of an executable or a trace: traced, or the reason why not.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  trapline functions --untraced")]
+#[command(after_help = "Examples:\n  trapline functions --untraced\n  trapline functions /usr/bin/bash")]
 pub(crate) struct Arguments {
+    /// An executable or a library: which of its functions can be traced. Without one, the trace's are listed.
+    #[arg(value_name = "FILE", conflicts_with = "input")]
+    executable: Option<PathBuf>,
     /// The trace.
     #[arg(short, long, default_value = DEFAULT_TRACE, value_name = "FILE")]
     input: PathBuf,
@@ -45,6 +52,10 @@ pub(crate) struct Listed {
 
 /// Prints the list.
 pub(crate) fn run(arguments: &Arguments) -> Result<Outcome> {
+    if let Some(executable) = &arguments.executable {
+        print(&shown(&of_executable(executable)?, arguments.untraced, arguments.json))?;
+        return Ok(Outcome::Good);
+    }
     let (catalog, damage) = read_catalog(&arguments.input)?;
     let listed: Vec<Listed> = catalog
         .functions()
@@ -65,8 +76,26 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome> {
     Ok(Outcome::Good)
 }
 
+/// The functions of a file, as the recorder would arm them.
+fn of_executable(path: &Path) -> Result<Vec<Listed>> {
+    let image = Image::open(path).with_context(|| format!("looking for the functions of {}", path.display()))?;
+    let module = path.to_string_lossy();
+    let listed = image.functions().iter().map(|function| {
+        let (reason, detail) = function.untraced().unzip();
+        Listed {
+            name: function.name.clone(),
+            module: module.clone().into_owned(),
+            address: function.address,
+            size: function.size,
+            reason: reason.map(str::to_owned),
+            detail: detail.unwrap_or_default(),
+        }
+    });
+    Ok(listed.collect())
+}
+
 /// Reads all of a trace but its events.
-pub(crate) fn read_catalog(input: &std::path::Path) -> Result<(Catalog, trapline_trace::Damage)> {
+pub(crate) fn read_catalog(input: &Path) -> Result<(Catalog, trapline_trace::Damage)> {
     let mut reader = Reader::open(input)?;
     let mut catalog = Catalog::new();
     while let Some(chunk) = reader.next_chunk()? {
