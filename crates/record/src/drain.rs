@@ -345,6 +345,7 @@ impl Work {
             hole_since: None,
         });
         let is_full = chunk.state.load(Ordering::Acquire) == state::FULL;
+        let is_last = is_last || is_full && pool.is_ended_early(index);
         let seen_at_tsc = shared::tsc();
         self.records.clear();
         let words = pool.records(index)[begun.records..].iter();

@@ -20,6 +20,9 @@ pub(crate) const CHUNK_RECORDS: usize = CHUNK_BYTES / size_of::<u64>();
 #[expect(clippy::cast_possible_truncation, reason = "some thousand bytes")]
 const CHUNK_BYTES_32: u32 = CHUNK_BYTES as u32;
 
+/// In place of the next free chunk: what comes behind the last record of this chunk was never taken.
+const ENDED_EARLY: u32 = u32::MAX;
+
 /// The first free chunk in a list's head: its index plus 1.
 #[expect(clippy::cast_possible_truncation, reason = "the lower half")]
 const fn first_free(head: u64) -> u32 {
@@ -118,9 +121,15 @@ impl Pool {
         shared::wake_all(&self.header().answered);
     }
 
+    /// Whether a full chunk was [ended](Self::end_chunk) before its thread had filled it.
+    pub(crate) fn is_ended_early(&self, index: usize) -> bool {
+        self.chunk(index).next_free.load(Ordering::Relaxed) == ENDED_EARLY
+    }
+
     /// Ends the chunk that a thread is filling, on its behalf: it is stopped.
     pub(crate) fn end_chunk(&self, index: usize) {
         let chunk = self.chunk(index);
+        chunk.next_free.store(ENDED_EARLY, Ordering::Relaxed);
         // Release: pairs with the drain's Acquire, as when the thread does it.
         let _ = chunk.state.compare_exchange(state::ACTIVE, state::FULL, Ordering::Release, Ordering::Relaxed);
         self.header().doorbell.fetch_add(1, Ordering::Release);
