@@ -113,7 +113,7 @@ fn told(info: &Value) -> String {
         }
     }
     for process in info["processes"].as_array().into_iter().flatten() {
-        let _ = writeln!(told, "process    {} {}", process["pid"], words(&process["command"]));
+        let _ = writeln!(told, "process    {} {}", process["pid"], shortened(&words(&process["command"])));
     }
     let _ = writeln!(told, "threads    {}", number("threads"));
     for module in info["modules"].as_array().into_iter().flatten() {
@@ -135,5 +135,14 @@ pub(crate) fn print(text: &str) -> Result<()> {
             Err(error).context("cannot write to standard output")
         }
         _ => Ok(()),
+    }
+}
+
+/// A command as it fits a line; the whole of it is in the JSON.
+fn shortened(command: &str) -> String {
+    const CHARS: usize = 100;
+    match command.char_indices().nth(CHARS) {
+        Some((end, _)) => format!("{}...", &command[..end]),
+        None => command.to_owned(),
     }
 }
