@@ -259,7 +259,13 @@ fn list(answer: &Value) -> Result<&Vec<Value>> {
     answer["functions"].as_array().context("the answer has no list `functions`")
 }
 
+/// Functions in sections of their own (`.init`, `.fini`). Callgrind assigns to a file what lies in its `.text`, and counts nothing of these.
+const OUTSIDE_OF_TEXT: [&str; 2] = ["_init", "_fini"];
+
 fn place(program: &Program, function: &Value) -> Result<Option<(String, u64)>> {
+    if OUTSIDE_OF_TEXT.iter().any(|name| function["name"] == *name) {
+        return Ok(None);
+    }
     let path = function["module"].as_str().context("a function without `module`")?;
     let Some(module) = module(program, path) else { return Ok(None) };
     let address = match &function["address"] {
