@@ -105,7 +105,7 @@ mod tests {
     #[test]
     fn shadows_lie_where_linux_puts_nothing() {
         for (first, last) in [
-            (0x40_0000, 0x1000_0000_0000),
+            (0x40_0000, 0x0e00_0000_0000),
             (0x5500_0000_0000, 0x5700_0000_0000),
             (0x7e00_0000_0000, 0x7fff_ffff_f000_u64),
         ] {
