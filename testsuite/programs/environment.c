@@ -67,7 +67,6 @@ int main(int argc, char **argv, char **envp) {
         EXPECT(getrlimit(resource, &limit) == 0);
         printf("limit %d %lx %lx\n", resource, limit.rlim_cur, limit.rlim_max);
     }
-    printf("session %d group %d\n", getsid(0) == getpid(), getpgrp() == getpid());
     char folder[4096];
     printf("folder %s\n", getcwd(folder, sizeof folder));
     printf("umask %o\n", umask(0));

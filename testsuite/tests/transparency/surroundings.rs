@@ -11,20 +11,17 @@ use trapline_testsuite::{
 };
 
 #[test]
-#[ignore = "the program is no leader of a process group, as its parent is the recorder"]
 fn the_environment_has_no_trace_of_us() {
     Check::of(Program::of(&["environment.c"]).arguments(&["one", "", "three words here"])).run();
 }
 
 #[test]
-#[ignore = "the program is no leader of a process group, as its parent is the recorder"]
 fn an_environment_with_a_preload_of_its_own_keeps_it() {
     let started_by = &["/usr/bin/env", "BEFORE=1", "LD_PRELOAD=libm.so.6", "AFTER=2"];
     Check::of(Program::of(&["environment.c"]).started_by(started_by)).run();
 }
 
 #[test]
-#[ignore = "the program is no leader of a process group, as its parent is the recorder"]
 fn an_empty_environment_stays_empty() {
     Check::of(Program::of(&["environment.c"]).started_by(&["/usr/bin/env", "-i"])).run();
 }
