@@ -3,7 +3,6 @@
 use trapline_testsuite::{program::Program, transparency::Check};
 
 #[test]
-#[ignore = "records that a thread had begun when it was cancelled are counted as torn"]
 fn threads_end_from_deep_inside() {
     Check::of(Program::of(&["thread_ends.c"])).run();
 }

@@ -60,7 +60,6 @@ fn backtraces_show_the_same_frames() {
 }
 
 #[test]
-#[ignore = "records that a handler's siglongjmp interrupted are counted as torn"]
 fn longjmp_leaves_traced_frames() {
     Check::of(Program::of(&["longjmp.c"])).run();
 }
