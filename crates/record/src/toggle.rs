@@ -161,10 +161,7 @@ impl Toggler {
     pub(crate) fn rewound(&self, tid: Tid, space: &Space) -> bool {
         let Ok(mut registers) = ptrace::registers(tid) else { return false };
         let at = Addr::new(registers.rip).offset(-1);
-        let is_ours = |stubs: &Arc<Stubs>| {
-            stubs.sites.binary_search_by_key(&at, |site| site.on).is_ok()
-                || stubs.sites.iter().any(|site| site.on == at)
-        };
+        let is_ours = |stubs: &Arc<Stubs>| stubs.sites.iter().any(|site| site.on == at);
         if !space.stubs.values().any(is_ours) {
             return false;
         }
