@@ -78,14 +78,14 @@ impl Drop for Caller {
 pub struct FloorSites(*mut c_void);
 
 impl FloorSites {
-    /// Makes [`SITES`] of them. They take SIGTRAP over.
+    /// Makes [`SITES`] of them, and one more whose return the others call. They take SIGTRAP over.
     ///
     /// # Panics
     /// If there is no memory.
     #[expect(clippy::new_without_default, reason = "it is no value")]
     pub fn new() -> Self {
         // SAFETY: maps fresh memory.
-        let first = unsafe { floor_make_sites(SITES) };
+        let first = unsafe { floor_make_sites(SITES + 1) };
         assert!(!first.is_null(), "no memory for the floor");
         Self(first)
     }
@@ -97,10 +97,10 @@ impl FloorSites {
 
     /// Makes the first `sites` calls of an empty function, or nops.
     pub fn poke(&self, sites: usize, calls: bool) {
-        // Anything that returns, within reach: the `ret` behind the last site's nop.
-        let target = if calls { self.0.wrapping_byte_add(16 * (SITES - 1) + 5).cast_const() } else { std::ptr::null() };
+        // Anything that returns, within reach: the `ret` behind the nop of the site that is never poked.
+        let target = if calls { self.0.wrapping_byte_add(16 * SITES + 5).cast_const() } else { std::ptr::null() };
         // SAFETY: `sites` of them exist, and the target returns.
-        unsafe { floor_poke(sites.min(SITES - 1), target) };
+        unsafe { floor_poke(sites.min(SITES), target) };
     }
 }
 

@@ -57,7 +57,7 @@ impl Host for Recorder {
         Ok(())
     }
 
-    fn write_text(&mut self, writes: &mut dyn Iterator<Item = TextWrite>) -> Result<(), Self::Error> {
+    fn write_text(&mut self, writes: impl Iterator<Item = TextWrite>) -> Result<(), Self::Error> {
         let live = self.batch_is_live();
         for TextWrite { at, bytes } in writes {
             let start = usize::try_from(at.distance_from(SITE)).expect("only the site is written");

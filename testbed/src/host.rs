@@ -103,7 +103,7 @@ impl Host for KernelHost {
         Ok(())
     }
 
-    fn write_text(&mut self, writes: &mut dyn Iterator<Item = TextWrite>) -> Result<(), KernelError> {
+    fn write_text(&mut self, writes: impl Iterator<Item = TextWrite>) -> Result<(), KernelError> {
         for write in writes {
             if self.without_int3 && *write.bytes == [INT3] {
                 continue;

@@ -463,12 +463,12 @@ pub fn drive<H: Host>(
     let mut failure = None;
     loop {
         let result = match protocol.next_step() {
-            Step::Verify => host.verify_text(&mut batch.expected()).map_err(DriveError::Text),
+            Step::Verify => host.verify_text(batch.expected()).map_err(DriveError::Text),
             Step::Publish => {
                 trap.publish(batch.clone(), || host.relax());
                 Ok(())
             }
-            Step::Write(part, version) => host.write_text(&mut batch.writes(part, version)).map_err(Into::into),
+            Step::Write(part, version) => host.write_text(batch.writes(part, version)).map_err(Into::into),
             Step::AwaitUnused => await_unused(host, &batch.interiors()),
             Step::SyncCores => {
                 *syncs += 1;

@@ -120,7 +120,7 @@ impl Host for FakeHost {
         Ok(())
     }
 
-    fn write_text(&mut self, writes: &mut dyn Iterator<Item = TextWrite>) -> Result<(), FakeError> {
+    fn write_text(&mut self, writes: impl Iterator<Item = TextWrite>) -> Result<(), FakeError> {
         let mut done = Vec::new();
         let result = writes.enumerate().try_for_each(|(index, write)| {
             // The failure comes after the first write: a batch that was written in part is the hard case.

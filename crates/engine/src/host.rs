@@ -58,7 +58,7 @@ pub trait Host {
     ///
     /// # Errors
     /// The first difference, or that the text cannot be read.
-    fn verify_text(&mut self, expected: &mut dyn Iterator<Item = TextWrite>) -> Result<(), VerifyError<Self::Error>> {
+    fn verify_text(&mut self, expected: impl Iterator<Item = TextWrite>) -> Result<(), VerifyError<Self::Error>> {
         for TextWrite { at, bytes } in expected {
             let mut found = [0; crate::insn::MAX_INSN_BYTES];
             let found = &mut found[..bytes.len()];
@@ -76,7 +76,7 @@ pub trait Host {
     ///
     /// # Errors
     /// If a store failed; some of the others may have happened.
-    fn write_text(&mut self, writes: &mut dyn Iterator<Item = TextWrite>) -> Result<(), Self::Error>;
+    fn write_text(&mut self, writes: impl Iterator<Item = TextWrite>) -> Result<(), Self::Error>;
 
     /// Makes every CPU that runs the target execute a serialising instruction (SDM volume 3, section 9.3).
     ///

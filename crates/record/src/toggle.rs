@@ -215,7 +215,7 @@ impl Host for StubHost<'_> {
         Ok(())
     }
 
-    fn write_text(&mut self, writes: &mut dyn Iterator<Item = TextWrite>) -> io::Result<()> {
+    fn write_text(&mut self, writes: impl Iterator<Item = TextWrite>) -> io::Result<()> {
         for write in writes {
             self.stubs.memory.fill(self.offset(write.at), &write.bytes);
         }

@@ -6,11 +6,11 @@ use core::{fmt, ops::Deref};
 pub const MAX_INSN_BYTES: usize = 15;
 
 /// Up to [`MAX_INSN_BYTES`] bytes of machine code, stored in place so that trap handlers may carry it.
+///
+/// The bytes, zeros behind them, and their number in the last byte: one word of two registers, since a batch carries thousands.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub struct InsnBytes {
-    bytes: [u8; MAX_INSN_BYTES],
-    len: u8,
-}
+#[repr(align(8))]
+pub struct InsnBytes([u8; MAX_INSN_BYTES + 1]);
 
 impl InsnBytes {
     /// Copies `bytes`.
@@ -19,38 +19,48 @@ impl InsnBytes {
     /// If there are more than [`MAX_INSN_BYTES`].
     #[inline]
     pub fn new(bytes: &[u8]) -> Self {
-        let mut copy = Self { bytes: [0; MAX_INSN_BYTES], len: 0 };
-        copy.bytes[..bytes.len()].copy_from_slice(bytes);
+        let mut copy = [0; MAX_INSN_BYTES + 1];
+        copy[..MAX_INSN_BYTES][..bytes.len()].copy_from_slice(bytes);
         #[expect(clippy::cast_possible_truncation, reason = "the copy above bounds the length by 15")]
         {
-            copy.len = bytes.len() as u8;
+            copy[MAX_INSN_BYTES] = bytes.len() as u8;
         }
-        copy
+        Self(copy)
     }
 
     /// The one byte.
     #[inline]
     pub const fn one(byte: u8) -> Self {
-        let mut bytes = [0; MAX_INSN_BYTES];
+        let mut bytes = [0; MAX_INSN_BYTES + 1];
         bytes[0] = byte;
-        Self { bytes, len: 1 }
+        bytes[MAX_INSN_BYTES] = 1;
+        Self(bytes)
     }
 
-    /// The first byte by itself; nothing of nothing. Pokes ask for it at every site, so it copies a fixed number of bytes.
+    #[inline]
+    fn count(self) -> u8 {
+        self.0[MAX_INSN_BYTES]
+    }
+
+    #[inline]
+    fn with_count(mut self, count: u8) -> Self {
+        self.0[MAX_INSN_BYTES] = count;
+        self
+    }
+
+    /// The first byte by itself; nothing of nothing.
     #[must_use]
     #[inline]
     pub fn head(&self) -> Self {
-        Self { len: self.len.min(1), ..Self::one(self.bytes[0]) }
+        Self::one(self.0[0]).with_count(self.count().min(1))
     }
 
     /// Everything but the first byte.
     #[must_use]
     #[inline]
     pub fn tail(&self) -> Self {
-        let mut bytes = [0; MAX_INSN_BYTES];
-        // What lies behind the length is zero, so a copy of fixed size does.
-        bytes[..MAX_INSN_BYTES - 1].copy_from_slice(&self.bytes[1..]);
-        Self { bytes, len: self.len.saturating_sub(1) }
+        let shifted = u128::from_le_bytes(self.with_count(0).0) >> u8::BITS;
+        Self(shifted.to_le_bytes()).with_count(self.count().saturating_sub(1))
     }
 }
 
@@ -59,7 +69,7 @@ impl Deref for InsnBytes {
 
     #[inline]
     fn deref(&self) -> &[u8] {
-        &self.bytes[..usize::from(self.len)]
+        &self.0[..usize::from(self.count()).min(MAX_INSN_BYTES)]
     }
 }
 

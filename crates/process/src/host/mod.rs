@@ -77,12 +77,13 @@ impl Host for ProcessHost {
         memory.read_exact_at(bytes, at.value()).map_err(|source| HostError::ReadText { at, source })
     }
 
-    fn verify_text(&mut self, expected: &mut dyn Iterator<Item = TextWrite>) -> Result<(), VerifyError<HostError>> {
+    fn verify_text(&mut self, expected: impl Iterator<Item = TextWrite>) -> Result<(), VerifyError<HostError>> {
         sigtrap::ensure_installed()?;
         let mut page = TextPages::open()?;
         for TextWrite { at, bytes } in expected {
             let found = page.read(at, bytes.len())?;
-            if *found != *bytes {
+            // A loop over a handful of bytes, where a comparison of slices is a call.
+            if !found.iter().eq(bytes.iter()) {
                 let found = InsnBytes::new(found);
                 return Err(VerifyError::Mismatch(Mismatch { at, expected: bytes, found }));
             }
@@ -90,7 +91,7 @@ impl Host for ProcessHost {
         Ok(())
     }
 
-    fn write_text(&mut self, writes: &mut dyn Iterator<Item = TextWrite>) -> Result<(), HostError> {
+    fn write_text(&mut self, writes: impl Iterator<Item = TextWrite>) -> Result<(), HostError> {
         self.writer.write(writes)
     }
 
@@ -105,7 +106,7 @@ impl Host for ProcessHost {
     fn write_code(&mut self, at: Addr, code: &[u8]) -> Result<(), HostError> {
         let chunk_bytes = trapline_engine::insn::MAX_INSN_BYTES;
         let mut at = at;
-        self.writer.write(&mut code.chunks(chunk_bytes).map(|chunk| {
+        self.writer.write(code.chunks(chunk_bytes).map(|chunk| {
             let write = TextWrite { at, bytes: InsnBytes::new(chunk) };
             at = at.offset(i64::try_from(chunk.len()).unwrap_or(0));
             write

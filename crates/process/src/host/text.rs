@@ -51,7 +51,7 @@ impl TextWriter {
     }
 
     /// Stores `writes`, which come sorted by address.
-    pub(super) fn write(self, writes: &mut dyn Iterator<Item = TextWrite>) -> Result<(), HostError> {
+    pub(super) fn write(self, writes: impl Iterator<Item = TextWrite>) -> Result<(), HostError> {
         let mut run = Run::default();
         for write in writes {
             if !run.reaches(write.at) {
@@ -250,7 +250,7 @@ mod tests {
             let text = Text::new();
             let base = text.0 as u64;
             let offsets = [0x10, 0x20, 0xfff, 0x1000, 0x2abc];
-            writer.write(&mut offsets.iter().map(|offset| write_at(base + offset))).unwrap();
+            writer.write(offsets.iter().map(|offset| write_at(base + offset))).unwrap();
             let bytes = read_bytes(Addr::new(base), LEN);
             for (offset, byte) in bytes.iter().enumerate() {
                 let expected = if offsets.contains(&(offset as u64)) { 0xcc } else { 0x90 };
