@@ -22,7 +22,7 @@ use trapline_trace::{Losses, Stream, Writer};
 
 use crate::{
     error::Error,
-    pool::{CHUNK_RECORDS, Pool},
+    pool::{CHUNK_RECORDS, Pool, Taken},
     sys::{Tid, shared},
 };
 
@@ -55,6 +55,8 @@ pub(crate) enum Message {
         /// As it saw itself.
         tid_inside: u32,
     },
+    /// A thread will not go on with this chunk: what lies behind its last record was never reserved.
+    ChunkEnded(SpaceId, Taken),
     /// Nobody uses the pool any more.
     SpaceEnded(SpaceId),
     /// Something for the trace.
@@ -143,6 +145,8 @@ struct Space {
     answered: u32,
     processes: HashMap<u32, (Tid, u32)>,
     threads: HashMap<(u32, u32), Thread>,
+    /// Chunks that became full before their threads had filled them.
+    ended_early: Vec<Taken>,
 }
 
 struct Work {
@@ -236,7 +240,8 @@ impl Work {
                     pool.close();
                 }
                 let (processes, threads) = (HashMap::new(), HashMap::new());
-                self.spaces.insert(id, Space { pool, doorbell: 0, answered: 0, processes, threads });
+                let ended_early = Vec::new();
+                self.spaces.insert(id, Space { pool, doorbell: 0, answered: 0, processes, threads, ended_early });
             }
             Message::Process { space, pid_inside, pid, process } => {
                 if let Some(space) = self.spaces.get_mut(&space) {
@@ -247,6 +252,16 @@ impl Work {
             Message::ThreadEnded { space, tid_inside } => {
                 if !self.only_at_the_end {
                     self.look(space, Look::Last(Some(tid_inside)));
+                }
+            }
+            Message::ChunkEnded(space, taken) => {
+                if let Some(space) = self.spaces.get_mut(&space)
+                    && space.pool.end_chunk(taken)
+                {
+                    let pool = Arc::clone(&space.pool);
+                    space.ended_early.retain(|other| pool.is(*other));
+                    space.ended_early.push(taken);
+                    space.doorbell = space.doorbell.wrapping_sub(1);
                 }
             }
             Message::SpaceEnded(space) => self.end_space(space),
@@ -345,7 +360,7 @@ impl Work {
             hole_since: None,
         });
         let is_full = chunk.state.load(Ordering::Acquire) == state::FULL;
-        let is_last = is_last || is_full && pool.is_ended_early(index);
+        let is_last = is_last || is_full && space.ended_early.contains(&pool.taken(index));
         let seen_at_tsc = shared::tsc();
         self.records.clear();
         let words = pool.records(index)[begun.records..].iter();

@@ -1,7 +1,7 @@
 //! The recorder's side of a pool of chunks: see [`trapline_abi::pool`].
 //!
-//! Owns [`Pool`]: makes one, finds what is to be drained in it, and gives chunks back. Draining is one thread's work; [`crate::tracer`] only closes
-//! the chunk of a thread that hands its place on. Invariant: a chunk is zero again before it is free.
+//! Owns [`Pool`]: makes one, finds what is to be drained in it, and gives chunks back. Draining is one thread's work, and nobody
+//! else changes a chunk's state on this side. Invariant: a chunk is zero again before it is free.
 
 use std::{
     io,
@@ -20,13 +20,21 @@ pub(crate) const CHUNK_RECORDS: usize = CHUNK_BYTES / size_of::<u64>();
 #[expect(clippy::cast_possible_truncation, reason = "some thousand bytes")]
 const CHUNK_BYTES_32: u32 = CHUNK_BYTES as u32;
 
-/// In place of the next free chunk: what comes behind the last record of this chunk was never taken.
-const ENDED_EARLY: u32 = u32::MAX;
-
 /// The first free chunk in a list's head: its index plus 1.
 #[expect(clippy::cast_possible_truncation, reason = "the lower half")]
 const fn first_free(head: u64) -> u32 {
     head as u32
+}
+
+/// A chunk, and what a thread took it for: the same place may be another one's later.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Taken {
+    /// Its place in the pool.
+    pub(crate) index: usize,
+    /// The thread, as it sees itself.
+    pub(crate) tid: u32,
+    /// Which of the thread's chunks.
+    pub(crate) sequence: u32,
 }
 
 /// The pool of one process.
@@ -121,18 +129,23 @@ impl Pool {
         shared::wake_all(&self.header().answered);
     }
 
-    /// Whether a full chunk was [ended](Self::end_chunk) before its thread had filled it.
-    pub(crate) fn is_ended_early(&self, index: usize) -> bool {
-        self.chunk(index).next_free.load(Ordering::Relaxed) == ENDED_EARLY
+    /// Whether a chunk is still what it was taken for.
+    pub(crate) fn is(&self, taken: Taken) -> bool {
+        taken.index < self.chunk_count && self.taken(taken.index) == taken
     }
 
-    /// Ends the chunk that a thread is filling, on its behalf: it is stopped.
-    pub(crate) fn end_chunk(&self, index: usize) {
+    /// What a chunk was taken for last.
+    pub(crate) fn taken(&self, index: usize) -> Taken {
         let chunk = self.chunk(index);
-        chunk.next_free.store(ENDED_EARLY, Ordering::Relaxed);
-        // Release: pairs with the drain's Acquire, as when the thread does it.
-        let _ = chunk.state.compare_exchange(state::ACTIVE, state::FULL, Ordering::Release, Ordering::Relaxed);
-        self.header().doorbell.fetch_add(1, Ordering::Release);
+        Taken { index, tid: chunk.tid.load(Ordering::Relaxed), sequence: chunk.sequence.load(Ordering::Relaxed) }
+    }
+
+    /// Makes the chunk full that a thread was filling and will not go on with. Returns whether it was that.
+    pub(crate) fn end_chunk(&self, taken: Taken) -> bool {
+        let state = &self.chunk(taken.index).state;
+        self.is(taken)
+            // Acquire: pairs with the agent's Release. Nobody but the drain's thread frees it, and that is who asks.
+            && state.compare_exchange(state::ACTIVE, state::FULL, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 }
 
@@ -161,5 +174,23 @@ mod tests {
         assert_eq!((take(&pool), take(&pool), take(&pool)), (Some(5), Some(3), None));
         assert!(pool.records(3).iter().all(|record| record.load(Ordering::Relaxed) == 0));
         assert_eq!(pool.header().freed.load(Ordering::Relaxed), 2);
+    }
+
+    #[test]
+    fn a_chunk_that_is_free_again_is_not_ended_and_stays_in_the_list() {
+        let pool = Pool::new(2, OnFull::Block).unwrap();
+        let index = take(&pool).unwrap();
+        pool.chunk(index).tid.store(7, Ordering::Relaxed);
+        pool.chunk(index).state.store(state::ACTIVE, Ordering::Relaxed);
+        let taken = pool.taken(index);
+        pool.free(index);
+        assert!(!pool.end_chunk(taken));
+        let mut all: Vec<usize> = std::iter::from_fn(|| take(&pool)).collect();
+        all.sort_unstable();
+        assert_eq!(all, [0, 1]);
+        pool.chunk(index).state.store(state::ACTIVE, Ordering::Relaxed);
+        assert!(!pool.end_chunk(Taken { sequence: 1, ..taken }), "the thread has taken it again");
+        assert!(pool.end_chunk(taken));
+        assert_eq!(pool.chunk(index).state.load(Ordering::Relaxed), state::FULL);
     }
 }

@@ -18,7 +18,7 @@ use trapline_trace::Load;
 
 use crate::{
     arm::KnownModule,
-    pool::Pool,
+    pool::{Pool, Taken},
     remote::Remote,
     sys::{
         memory::Memory,
@@ -136,21 +136,18 @@ impl Space {
         memory.write_word(self.agent.config.after(offset_of!(Config, pool)), 0)
     }
 
-    /// Ends the chunk of a stopped thread, if it is still this one's; it takes another one next time. Returns its innermost frame.
-    pub(crate) fn end_chunk_of(&self, thread: Addr, tid_inside: u32) -> io::Result<u64> {
-        let (Some(memory), Some(pool)) = (&self.memory, &self.pool) else { return Ok(0) };
+    /// Takes its chunk away from a stopped thread, if it is still this one's; it takes another one next time. Returns the chunk, which the drain has to be
+    /// told of, and the thread's innermost frame.
+    pub(crate) fn leave_chunk_of(&self, thread: Addr, tid_inside: u32) -> io::Result<(Option<Taken>, u64)> {
+        let (Some(memory), Some(pool)) = (&self.memory, &self.pool) else { return Ok((None, 0)) };
         let mut chunk = [0; 4];
         memory.read(thread.after(offset_of!(Thread, chunk)), &mut chunk)?;
-        let index = (u32::from_le_bytes(chunk) as usize).checked_sub(1);
-        if let Some(index) = index.filter(|index| *index < pool.chunk_count())
-            && pool.chunk(index).tid.load(Ordering::Relaxed) == tid_inside
-        {
-            pool.end_chunk(index);
-        }
+        let index = (u32::from_le_bytes(chunk) as usize).checked_sub(1).filter(|index| *index < pool.chunk_count());
+        let taken = index.map(|index| pool.taken(index)).filter(|taken| taken.tid == tid_inside);
         // Position and end; the count of chunks goes on.
         memory.write(thread, &[0; offset_of!(Thread, chunk)])?;
         memory.write(thread.after(offset_of!(Thread, chunk)), &[0; 4])?;
-        memory.read_word(thread.after(offset_of!(Thread, top)))
+        Ok((taken, memory.read_word(thread.after(offset_of!(Thread, top)))?))
     }
 
     /// Sets the innermost frame of a stopped thread.

@@ -306,19 +306,34 @@ impl<'a> Tracer<'a> {
 
     /// A vfork child goes on with its parent's thread state, and with its own chunks.
     fn lend_thread_state(&mut self, parent: Tid, space: SpaceId, child_inside: u32) -> io::Result<()> {
-        let (Some(space), Some(task)) = (self.spaces.get(&space), self.tasks.get_mut(&parent)) else { return Ok(()) };
+        let Some(tid_inside) = self.tasks.get(&parent).map(|task| task.tid_inside) else { return Ok(()) };
         let registers = ptrace::registers(parent)?;
-        let thread = space.thread_at(registers.fs_base);
-        let top = space.end_chunk_of(thread, task.tid_inside)?;
+        let Some(thread) = self.spaces.get(&space).map(|space| space.thread_at(registers.fs_base)) else {
+            return Ok(());
+        };
+        let top = self.leave_chunk(space, thread, tid_inside)?;
+        let Some(task) = self.tasks.get_mut(&parent) else { return Ok(()) };
         task.lent = Some(Lent { thread, top, child_inside });
         Ok(())
+    }
+
+    /// Takes its chunk away from a stopped thread. Returns its innermost frame.
+    fn leave_chunk(&self, id: SpaceId, thread: Addr, tid_inside: u32) -> io::Result<u64> {
+        let Some(space) = self.spaces.get(&id) else { return Ok(0) };
+        let (taken, top) = space.leave_chunk_of(thread, tid_inside)?;
+        if let Some(taken) = taken {
+            self.drain.tell(Message::ChunkEnded(id, taken));
+        }
+        Ok(top)
     }
 
     fn vfork_done(&mut self, parent: Tid) {
         if let Some(task) = self.tasks.get_mut(&parent)
             && let Some(Lent { thread, top, child_inside }) = task.lent.take()
-            && let Some(space) = task.space.and_then(|space| self.spaces.get(&space))
-            && let Err(error) = space.end_chunk_of(thread, child_inside).and_then(|_| space.set_top(thread, top))
+            && let Some(id) = task.space
+            && let left = self.leave_chunk(id, thread, child_inside)
+            && let Some(space) = self.spaces.get(&id)
+            && let Err(error) = left.and_then(|_| space.set_top(thread, top))
         {
             self.note_failure(parent, &error);
         }
