@@ -81,12 +81,16 @@ impl Builder {
     /// # Errors
     /// [`Error::AlreadyRunning`]; [`Error::NoSites`]; [`Error::Resume`] where the strategy does not work at this width; what the kernel
     /// refuses. The process is as before then.
+    #[inline(never)]
     pub fn build(self) -> Result<Tracer, Error> {
         self.check_width()?;
         if RUNNING.swap(true, Ordering::SeqCst) {
             return Err(Error::AlreadyRunning);
         }
-        self.build_alone().inspect_err(|_| RUNNING.store(false, Ordering::SeqCst))
+        // The frames of discovery, which end below this, leave the addresses of sites behind.
+        let marker = 0_u8;
+        let marker = address((&raw const marker).cast());
+        in_own_frame(|| self.build_alone(marker)).inspect_err(|_| RUNNING.store(false, Ordering::SeqCst))
     }
 
     fn check_width(&self) -> Result<(), Error> {
@@ -102,7 +106,7 @@ impl Builder {
         }
     }
 
-    fn build_alone(self) -> Result<Tracer, Error> {
+    fn build_alone(self, own_frames_below: Addr) -> Result<Tracer, Error> {
         let (sites, skipped) = find_sites()?;
         let specs: Vec<SiteSpec> = sites.iter().map(site_spec).collect();
         let probe = specs.first().map_or(Addr::default(), |spec| spec.address);
@@ -116,7 +120,7 @@ impl Builder {
         let state = State { engine, kept: HashMap::new() };
         let inner = Arc::new(Inner { state: Mutex::new(state), sites, skipped });
         unblock_sigtrap()?;
-        inner.with_engine(Engine::settle)?;
+        inner.locked_below(own_frames_below, |state| state.engine.settle())?;
         Ok(Tracer { inner })
     }
 }
@@ -317,11 +321,17 @@ impl Inner {
     /// Not inlined: below the address of its local there are trapline's own frames only.
     #[inline(never)]
     fn locked<R>(&self, work: impl FnOnce(&mut State) -> R) -> R {
+        let marker = 0_u8;
+        self.locked_below(address((&raw const marker).cast()), work)
+    }
+
+    /// The same for a caller that knows where its own frames begin.
+    #[inline(never)]
+    fn locked_below<R>(&self, own_frames_below: Addr, work: impl FnOnce(&mut State) -> R) -> R {
         // First the lock that a fork takes too: so the child never finds the mutex taken.
         let _not_during_fork = TEXT_LOCK.acquire();
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let marker = 0_u8;
-        state.engine.host_mut().set_own_frames_below(address((&raw const marker).cast()));
+        state.engine.host_mut().set_own_frames_below(own_frames_below);
         in_own_frame(|| work(&mut state))
     }
 
