@@ -3,7 +3,11 @@
 //! [`MemoryMap::snapshot`] parses /proc/self/maps once a stop, into pages of its own. It stays true until the threads go on, except for what
 //! the stopper task itself maps, which no thread's stack can be part of.
 
-use std::os::fd::BorrowedFd;
+use std::{
+    fs::{self, File},
+    io,
+    os::fd::AsFd,
+};
 
 use trapline_engine::{Addr, AddrRange};
 
@@ -14,6 +18,29 @@ use crate::sys::{
     pages::PageVec,
     procfs,
 };
+
+/// Where the memory map is read from, opened by a thread of the process: "self" is another one for the stopper task.
+#[derive(Debug)]
+pub(super) struct MapsFile {
+    file: File,
+    first_stack_end: Option<Addr>,
+}
+
+impl MapsFile {
+    /// The files of the calling process. Allocates.
+    pub(super) fn open_own() -> io::Result<Self> {
+        let first_stack_end = fs::read_to_string("/proc/self/stat").ok().and_then(|stat| start_of_stack(&stat));
+        Ok(Self { file: File::open("/proc/self/maps")?, first_stack_end })
+    }
+}
+
+/// The field `startstack` of a `stat` file, the 28th (`proc_pid_stat(5)`): where the kernel put the arguments. 0 if we may not know.
+fn start_of_stack(stat: &str) -> Option<Addr> {
+    const FIELDS_BEHIND_NAME: usize = 28 - 3;
+    let (_, behind_name) = stat.rsplit_once(") ")?;
+    let address: u64 = behind_name.split(' ').nth(FIELDS_BEHIND_NAME)?.parse().ok()?;
+    (address != 0).then(|| Addr::new(address))
+}
 
 /// Room for the mappings of most processes; it grows.
 const USUAL_MAPPINGS: usize = 512;
@@ -33,12 +60,16 @@ pub(super) struct MemoryMap {
     /// The executable ones, adjacent ones joined, and their pages: asked about for every stack word.
     executable: PageVec<AddrRange>,
     executable_pages: PageFilter,
+    /// Where the stack of the first thread ends. Above it are its arguments and the environment, any four letters of which are the address of 32-bit
+    /// code.
+    first_stack_end: Option<Addr>,
 }
 
 impl MemoryMap {
-    /// Reads `maps`, which is /proc/self/maps of the process, from its beginning.
-    pub(super) fn snapshot(maps: BorrowedFd<'_>) -> Result<Self, Errno> {
-        let mut map = Self::empty()?;
+    /// Reads the memory map from its beginning.
+    pub(super) fn snapshot(maps: &MapsFile) -> Result<Self, Errno> {
+        let mut map = Self { first_stack_end: maps.first_stack_end, ..Self::empty()? };
+        let maps = maps.file.as_fd();
         let mut buffer = PageVec::with_capacity(maps::LINE_BUFFER_BYTES)?;
         for _ in 0..maps::LINE_BUFFER_BYTES {
             buffer.push(0_u8)?;
@@ -54,6 +85,7 @@ impl MemoryMap {
             mappings: PageVec::with_capacity(USUAL_MAPPINGS)?,
             executable: PageVec::with_capacity(1)?,
             executable_pages: PageFilter::empty(),
+            first_stack_end: None,
         })
     }
 
@@ -110,14 +142,14 @@ impl MemoryMap {
         };
         let rest = &self.mappings[first..];
         let further = rest.iter().zip(&rest[1..]).take_while(|pair| continues(*pair)).count();
-        Some(AddrRange { start, end: rest[further].range.end })
+        let end = rest[further].range.end;
+        let arguments = self.first_stack_end.filter(|arguments| start < *arguments && *arguments < end);
+        Some(AddrRange { start, end: arguments.unwrap_or(end) })
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{fs::File, os::fd::AsFd};
-
     use super::*;
 
     fn map(text: &str) -> MemoryMap {
@@ -167,6 +199,27 @@ mod tests {
     }
 
     #[test]
+    fn the_first_thread_s_stack_ends_where_its_arguments_begin() {
+        let mut map = map("2000-5000 rw-p 0 00:00 0 [stack]
+            6000-7000 rw-p 0 00:00 0");
+        map.first_stack_end = Some(Addr::new(0x4800));
+        assert_eq!(live(&map, 0x2000), Some((0x2000, 0x4800)));
+        assert_eq!(live(&map, 0x4900), Some((0x4900, 0x5000)), "somebody put a stack there");
+        assert_eq!(live(&map, 0x6000), Some((0x6000, 0x7000)), "another thread's");
+    }
+
+    #[test]
+    fn the_start_of_the_stack_is_found_behind_any_name() {
+        let behind = "R 1 2 3 0 -1 4194304 95 0 0 0 0 0 0 0 20 0 1 0 12345 3 4 18446744073709551615 5 6 140721 0 0";
+        assert_eq!(start_of_stack(&format!("7 (a) b) {behind}")), Some(Addr::new(140_721)));
+        assert_eq!(start_of_stack(&format!("7 (a) {}", behind.replace("140721", "0"))), None, "not for us");
+        assert_eq!(start_of_stack("7 (a) R 1"), None);
+        let own = MapsFile::open_own().unwrap();
+        let end = own.first_stack_end.expect("a process may know its own");
+        assert!(MemoryMap::snapshot(&own).unwrap().live_stack(end).is_some());
+    }
+
+    #[test]
     fn only_executable_mappings_hold_code() {
         let map = map("1000-2000 r--p 0 fe:00 9 /lib
             2000-3000 r-xp 0 fe:00 9 /lib
@@ -181,10 +234,10 @@ mod tests {
 
     #[test]
     fn the_own_process_is_read_whole() {
-        let file = File::open("/proc/self/maps").unwrap();
+        let file = MapsFile::open_own().unwrap();
         let local = 0_u64;
         for _ in 0..2 {
-            let map = MemoryMap::snapshot(file.as_fd()).unwrap();
+            let map = MemoryMap::snapshot(&file).unwrap();
             let sp = Addr::new(&raw const local as u64);
             let stack = map.live_stack(sp).expect("the stack is mapped");
             assert!(stack.start == sp && stack.end > sp);

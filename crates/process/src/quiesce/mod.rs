@@ -67,9 +67,7 @@ mod stopped;
 mod stopper;
 
 use std::{
-    fmt,
-    fs::{self, File},
-    io,
+    fmt, fs, io,
     mem::MaybeUninit,
     panic::{self, AssertUnwindSafe},
     sync::atomic::{AtomicBool, Ordering},
@@ -85,6 +83,7 @@ pub use self::{
     stopped::{Stopped, StoppedThread},
 };
 use self::{
+    memory_map::MapsFile,
     session::{Failure, Summary},
     stopper::{Lost, Plan},
 };
@@ -177,8 +176,7 @@ impl Stopper {
         let own_frames_below = self.own_frames_below.unwrap_or(Addr::new((&raw const frame_mark).addr() as u64));
         let _lock = STOPS.acquire();
         let tasks = TaskDir::open_own().map_err(|source| QuiesceError::Proc { path: "/proc/self/task", source })?;
-        let maps =
-            File::open("/proc/self/maps").map_err(|source| QuiesceError::Proc { path: "/proc/self/maps", source })?;
+        let maps = MapsFile::open_own().map_err(|source| QuiesceError::Proc { path: "/proc/self/maps", source })?;
         loop {
             // Relaxed: it guards nothing; at worst one attempt more is refused.
             let permit_tracer = YAMA_RESTRICTS.load(Ordering::Relaxed);

@@ -6,8 +6,6 @@
 use std::{
     cell::OnceCell,
     fmt,
-    fs::File,
-    os::fd::AsFd,
     sync::atomic::{AtomicU64, Ordering},
 };
 
@@ -15,7 +13,7 @@ use trapline_engine::{Addr, Mode};
 
 use super::{
     inside::{Blocker, Context, How, Inspector},
-    memory_map::MemoryMap,
+    memory_map::{MapsFile, MemoryMap},
     ranges::RangeSet,
     session::{State, Thread},
 };
@@ -43,12 +41,12 @@ pub(super) struct Creator<'a> {
 pub struct Stopped<'a> {
     threads: &'a [Thread],
     creator: Creator<'a>,
-    maps: &'a File,
+    maps: &'a MapsFile,
     map: OnceCell<Option<MemoryMap>>,
 }
 
 impl<'a> Stopped<'a> {
-    pub(super) fn new(threads: &'a [Thread], creator: Creator<'a>, maps: &'a File) -> Self {
+    pub(super) fn new(threads: &'a [Thread], creator: Creator<'a>, maps: &'a MapsFile) -> Self {
         Self { threads, creator, maps, map: OnceCell::new() }
     }
 
@@ -82,7 +80,7 @@ impl<'a> Stopped<'a> {
         threads: impl IntoIterator<Item = StoppedThread<'t>>,
         forbidden: &RangeSet,
     ) -> Option<Blocker> {
-        let map = self.map.get_or_init(|| MemoryMap::snapshot(self.maps.as_fd()).ok());
+        let map = self.map.get_or_init(|| MemoryMap::snapshot(self.maps).ok());
         let memory = SharedMemory::own();
         let mut inspector = map.as_ref().map(|map| Inspector::new(Mode::NATIVE, &memory, map, forbidden));
         threads.into_iter().find_map(|StoppedThread { tid, .. }| {

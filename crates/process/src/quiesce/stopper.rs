@@ -14,7 +14,6 @@
 
 use std::{
     cell::UnsafeCell,
-    fs::File,
     mem::MaybeUninit,
     sync::atomic::{AtomicU32, AtomicU64, Ordering},
     time::Duration,
@@ -23,6 +22,7 @@ use std::{
 use trapline_engine::Addr;
 
 use super::{
+    memory_map::MapsFile,
     session::{Failure, Session, Summary, Thread},
     stopped::{Creator, Stopped},
 };
@@ -80,7 +80,7 @@ struct Meeting<'a, 'w> {
     process: Tid,
     creator: Creator<'a>,
     tasks: &'a TaskDir,
-    maps: &'a File,
+    maps: &'a MapsFile,
     /// The gate and the progress in one word: one of the constants above.
     progress: AtomicU32,
     /// The task's own, between the gate and the outcome.
@@ -95,7 +95,7 @@ struct OfTask<'a, 'w> {
 }
 
 /// Stops the process, runs `work` in the stopper task, and lets the process go on. `Ok` means that `work` ran to its end.
-pub(super) fn run(plan: Plan, tasks: &TaskDir, maps: &File, work: &mut Work<'_>) -> Result<Summary, Lost> {
+pub(super) fn run(plan: Plan, tasks: &TaskDir, maps: &MapsFile, work: &mut Work<'_>) -> Result<Summary, Lost> {
     let stack = TaskStack::new(STACK_BYTES).map_err(Lost::Start)?;
     // Twice what there is now; more only if they multiply meanwhile.
     let usual_threads = tasks.count().map_err(Lost::Start)?.saturating_mul(2).max(64);
