@@ -174,6 +174,24 @@ fn no_page_is_writable_and_executable_at_any_moment() {
     assert!(looks > 10 && trampolines > 0, "{looks} looks, and {trampolines} times memory for trampolines in them");
 }
 
+/// At 32 bit the words of the environment are addresses of code as good as any: here one in each 64 bytes of where executables are put, and what
+/// they map.
+#[test]
+#[cfg(unix)]
+fn an_environment_full_of_addresses_keeps_no_code_alive() {
+    use std::os::unix::ffi::OsStringExt;
+    let pages = (0x0056_5501_u32..0x0056_7000).filter(|page| page & 0xff != 0);
+    let words = pages.flat_map(|page| [0x01, 0x41, 0x81, 0xc1].map(|low| (page << 8 | low).to_le_bytes()));
+    let value = std::ffi::OsString::from_vec(words.flatten().collect());
+    let status = Command::new(TRAPLINE)
+        .args(["stress", "--seconds", "1", "--threads", "2"])
+        .env("ADDRESSES", value)
+        .stdout(Stdio::null())
+        .status()
+        .expect("it was built");
+    assert!(status.success(), "{status}");
+}
+
 #[test]
 fn options_out_of_range_are_refused_with_the_range() {
     for (options, range) in [
