@@ -37,6 +37,9 @@ pub mod symbol {
     /// Jumped to from the dynamic linker's `_dl_debug_state`: tells the recorder that objects came or went, waits until it has seen to that, and
     /// returns.
     pub const OBJECTS_CHANGED: &str = "trapline_objects_changed";
+    /// Called like an entry at the beginning of the C library's [functions that can switch a sandbox on](super::SANDBOX_FUNCTIONS); the site's id is the place
+    /// in that list. Keeps every register.
+    pub const SANDBOX: &str = "trapline_sandbox";
     /// `syscall` and `int3`, for the recorder to run system calls in the target.
     pub const SYSCALL: &str = "trapline_syscall";
 }
@@ -51,4 +54,55 @@ pub struct Config {
     pub max_depth: u64,
     /// Filled by the dynamic linker: the distance of the thread's [`Thread`](crate::thread::Thread) from the thread pointer.
     pub thread_offset: i64,
+    /// Which of the [`CALLS`] a sandbox forbids: bit n for the nth. These are never made.
+    pub forbidden: u64,
 }
+
+/// The functions by which a program can forbid itself system calls.
+pub const SANDBOX_FUNCTIONS: [&str; 2] = ["prctl", "syscall"];
+
+/// A system call that the agent makes where nothing forbids it, as its place in [`CALLS`].
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[repr(u32)]
+pub enum Call {
+    /// `mmap`.
+    Mmap = 0,
+    /// `munmap`.
+    Munmap = 1,
+    /// `rt_sigprocmask`.
+    Sigprocmask = 2,
+    /// `madvise`.
+    Madvise = 3,
+    /// `nanosleep`.
+    Nanosleep = 4,
+    /// `getpid`.
+    Getpid = 5,
+    /// `kill`.
+    Kill = 6,
+    /// `sigaltstack`.
+    Sigaltstack = 7,
+    /// `gettid`.
+    Gettid = 8,
+    /// `futex`.
+    Futex = 9,
+    /// `openat`, which only the recorder has a thread make.
+    Openat = 10,
+    /// `close`, likewise.
+    Close = 11,
+}
+
+impl Call {
+    /// Its bit in [`Config::forbidden`].
+    pub const fn bit(self) -> u64 {
+        1 << self as u32
+    }
+}
+
+/// What it takes to map the recorder's memory.
+pub const TO_MAP: u64 = Call::Mmap.bit() | Call::Openat.bit() | Call::Close.bit();
+
+/// Their numbers (`arch/x86/entry/syscalls/syscall_64.tbl`).
+pub const CALLS: [u32; 12] = [9, 11, 14, 28, 35, 39, 62, 131, 186, 202, 257, 3];
+
+/// [`Config::forbidden`] where nothing is allowed.
+pub const ALL_FORBIDDEN: u64 = (1 << CALLS.len()) - 1;

@@ -17,15 +17,22 @@ use crate::record::DEPTH_BITS;
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Thread {
-    /// Where the next record goes.
+    /// Where the next record goes, if that [is a place](crate::pool::is_place): otherwise the next chunk is needed.
     pub position: u64,
-    /// The end of the chunk: a record that would lie here, or behind, needs the next chunk.
-    pub end: u64,
-    /// The current chunk's index plus 1; 0 for none.
-    pub chunk: u32,
-    /// How many chunks this thread has taken.
-    pub chunks_taken: u32,
-    /// Records of this thread that were lost since its last chunk.
+    /// How many chunks this thread has used. Changes with the position as one double word.
+    pub chunks_used: u64,
+    /// The position of a timeless thread.
+    pub timeless_position: u64,
+    /// The count of its chunks.
+    pub timeless_chunks_used: u64,
+    /// The process, as it sees itself; 0 while that is not known.
+    pub pid: u32,
+    /// The thread.
+    pub tid: u32,
+    /// Not 0: the thread may not read the time-stamp counter, as seccomp's strict mode has it. It has no position for the entries then, which leads all of its
+    /// records to code that uses the two words for that, and the recorder's time.
+    pub is_timeless: u64,
+    /// Records of this thread that were lost since its last chunk began.
     pub lost: u64,
     /// The innermost open frame, packed; [`NO_FRAME`] if none is, or 0 before the first.
     pub top: u64,

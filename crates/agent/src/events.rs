@@ -1,29 +1,30 @@
 //! Puts records into chunks, and takes the next chunk when one is full.
 //!
-//! Owns `Pool`, the agent's side of [`trapline_abi::pool`], and `trapline_record`, which the entries call when their record finds no place. What then
-//! happens, in order:
+//! Owns `Pool`, the agent's side of [`trapline_abi::pool`], and `trapline_record`, which the entries call when their record finds no place. Signal handlers
+//! may come between any two instructions here, and do the same; they may leave by longjmp. There is no system call to keep them away, which a
+//! sandbox might forbid. What changes hands is one double word, the thread's position and the count of its chunks, by one instruction that fails if a
+//! handler was faster:
 //!
-//! 1. Signals are blocked: nobody else changes this thread's place meanwhile.
-//! 2. The old chunk becomes full, and the recorder is told.
-//! 3. A free one is taken. If there is none: wait (`OnFull::Block`), count and go on without (`Drop`), or take the oldest full one
+//! 1. If a handler has taken a chunk meanwhile, the record goes there.
+//! 2. A chunk that is full is given up: the position becomes that of no chunk; whose exchange it was makes the chunk full and tells the recorder.
+//! 3. A free chunk is taken. If there is none: wait (`OnFull::Block`), count and go on without (`Drop`), or take the oldest full one
 //!    (`Overwrite`).
-//! 4. Its header is written, then its state.
-//! 5. The record goes to its first place.
+//! 4. Its header is written, and then the position leads to it; whose exchange fails gives his chunk back.
+//! 5. The chunk becomes active, and the record goes to its first place.
 //!
+//! Who is left in the middle by longjmp leaves at most one chunk, taken or to be made full: the recorder finds it by its thread.
 //! Invariant: each record is in a chunk, or counted in `lost_full` or `lost_overwritten`, unless nobody drains any more.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use trapline_abi::{
-    pool::{CHUNK_BYTES, ChunkHeader, OnFull, POOL_HEADER_BYTES, PoolHeader, chunks_offset, state},
+    pool::{
+        CHUNK_BYTES, ChunkHeader, OnFull, POOL_HEADER_BYTES, PoolHeader, chunk_at, is_place, records_offset, state,
+    },
     record::{self, Event, TSC_BITS},
 };
 
-use crate::{
-    arch, frames,
-    sys::{self, SignalsBlocked},
-    thread::State,
-};
+use crate::{arch, frames, sys, thread::State};
 
 /// A pool that somebody drains.
 #[derive(Clone, Copy, Debug)]
@@ -38,7 +39,7 @@ const QUIET_SLICES: u32 = 10;
 /// Slices without a sign of life before the recorder is given up even if there is a process of its number.
 const DEAD_SLICES: u32 = 600;
 
-/// Slices in which every chunk belonged to a thread, and none to the recorder, before a record is given up: nobody would ever free one.
+/// Slices in which every chunk belonged to a thread, and none to the recorder, before records are given up: nobody would ever free one.
 const STARVED_SLICES: u32 = 10;
 
 /// A free word of a chunk.
@@ -57,18 +58,19 @@ extern "C" fn trapline_record(upper: u64) {
 
 fn record_upper(upper: u64) {
     let Some(pool) = Pool::current() else { return };
-    let blocked = SignalsBlocked::new();
     let thread = State::of_this_thread();
-    let place = thread.position.load(Ordering::Relaxed);
-    let place = if place < thread.end.load(Ordering::Relaxed) {
-        Some(place)
-    } else {
-        pool.leave_chunk(thread);
-        pool.next_chunk(thread, open_frames(thread, upper))
+    let place = loop {
+        if let Some(place) = thread.reserve() {
+            break Some(place);
+        }
+        match pool.next_chunk(thread, upper) {
+            Next::Place(place) => break Some(place),
+            Next::LookAgain => {}
+            Next::None => break None,
+        }
     };
     if let Some(place) = place {
-        thread.position.store(place + RECORD_BYTES, Ordering::Relaxed);
-        let record = upper << TSC_BITS | arch::tsc() & ((1 << TSC_BITS) - 1);
+        let record = upper << TSC_BITS | pool.now(thread) & ((1 << TSC_BITS) - 1);
         // SAFETY: (1) the place lies in a chunk that this thread has taken, in the pool, which stays mapped; (2) it is aligned to 8 bytes.
         let word = unsafe { &*(place as *const AtomicU64) };
         // Release: pairs with the drain's Acquire.
@@ -77,7 +79,17 @@ fn record_upper(upper: u64) {
         pool.0.lost_full.fetch_add(u64::from(pool.is_open()), Ordering::Relaxed);
         thread.lost.fetch_add(1, Ordering::Relaxed);
     }
-    drop(blocked);
+}
+
+/// What came of the attempt to take a chunk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Next {
+    /// A record's place.
+    Place(u64),
+    /// One step is done, by us or by a signal handler.
+    LookAgain,
+    /// This record is to be left out.
+    None,
 }
 
 /// How many frames were open before the record that is to be written.
@@ -155,6 +167,11 @@ impl Pool {
         }
     }
 
+    /// The time-stamp counter; what the recorder saw last if the thread may not read it.
+    fn now(self, thread: &State) -> u64 {
+        if thread.is_timeless() { self.0.now_tsc.load(Ordering::Relaxed) } else { arch::tsc() }
+    }
+
     fn chunk_count(self) -> u32 {
         self.0.chunk_count.load(Ordering::Relaxed)
     }
@@ -169,81 +186,135 @@ impl Pool {
         Some(unsafe { &*(address as *const ChunkHeader) })
     }
 
-    /// The address of a chunk's first record.
-    fn records_at(self, index: u32) -> u64 {
-        ((&raw const *self.0) as usize + chunks_offset(self.chunk_count() as usize) + index as usize * CHUNK_BYTES)
-            as u64
+    fn address(self) -> u64 {
+        (&raw const *self.0) as u64
     }
 
-    /// Ends the thread's chunk, if it has one.
-    fn leave_chunk(self, thread: &State) {
-        let old = thread.chunk.swap(0, Ordering::Relaxed);
-        thread.position.store(0, Ordering::Relaxed);
-        thread.end.store(0, Ordering::Relaxed);
-        let Some(chunk) = old.checked_sub(1).and_then(|index| self.chunk(index)) else { return };
-        // Release: pairs with the drain's Acquire. Fails if the recorder has ended it on our behalf.
-        if chunk.state.compare_exchange(state::ACTIVE, state::FULL, Ordering::Release, Ordering::Relaxed).is_ok() {
-            self.ring();
+    /// The address of a chunk's first record.
+    fn records_at(self, index: u32) -> u64 {
+        self.address() + records_offset(self.chunk_count() as usize, index as usize) as u64
+    }
+
+    /// Gives up the thread's chunk, or takes another one.
+    fn next_chunk(self, thread: &State, upper: u64) -> Next {
+        let place = thread.place();
+        if is_place(place.0) {
+            return Next::LookAgain;
+        }
+        let old = chunk_at(self.address(), self.chunk_count() as usize, place.0);
+        if let Some(chunk) = old.and_then(|index| self.chunk(u32::try_from(index).ok()?)) {
+            // If the exchange succeeds, this is the word of the time when the chunk was this thread's.
+            let word = chunk.state.load(Ordering::Relaxed);
+            if thread.exchange_place(place, (0, place.1)) {
+                self.fill(chunk, word);
+            }
+            return Next::LookAgain;
+        }
+        let Some((pid, tid)) = thread.ids() else { return Next::None };
+        let Some((index, word)) = self.take(thread, tid) else { return Next::None };
+        let Some(chunk) = self.chunk(index) else { return Next::None };
+        let lost = thread.lost.swap(0, Ordering::Relaxed);
+        chunk.pid.store(pid, Ordering::Relaxed);
+        chunk.tid.store(tid, Ordering::Relaxed);
+        chunk.has_hole.store(0, Ordering::Relaxed);
+        chunk.sequence.store(low(place.1), Ordering::Relaxed);
+        chunk.depth.store(open_frames(thread, upper), Ordering::Relaxed);
+        chunk.opened_tsc.store(self.now(thread), Ordering::Relaxed);
+        // Release: what is above is there for who sees a record.
+        chunk.lost_before.store(lost, Ordering::Release);
+        let start = self.records_at(index);
+        if !thread.exchange_place(place, (start + RECORD_BYTES, place.1.wrapping_add(1))) {
+            thread.lost.fetch_add(lost, Ordering::Relaxed);
+            self.give_back(chunk, word);
+            return Next::LookAgain;
+        }
+        // Release: pairs with the drain's Acquire. Fails if a handler has filled the chunk meanwhile.
+        let active = state::with(word, state::ACTIVE);
+        let _ = chunk.state.compare_exchange(word, active, Ordering::Release, Ordering::Relaxed);
+        Next::Place(start)
+    }
+
+    /// Makes a chunk full that this thread had when its state was `word`.
+    fn fill(self, chunk: &ChunkHeader, word: u64) {
+        for before in [state::TAKEN, state::ACTIVE].map(|state| state::with(word, state)) {
+            // Release: pairs with the drain's Acquire. Fails if the chunk is in other hands by now, or in its other state.
+            let full = state::with(word, state::FULL);
+            if chunk.state.compare_exchange(before, full, Ordering::Release, Ordering::Relaxed).is_ok() {
+                self.ring();
+                return;
+            }
         }
     }
 
-    /// Takes another chunk for the thread; `None` if this record is to be left out.
-    fn next_chunk(self, thread: &State, depth: u32) -> Option<u64> {
-        let index = match self.take_free() {
-            Some(index) => index,
-            None => match self.0.on_full.load(Ordering::Relaxed) {
-                mode if mode == OnFull::Block as u32 => self.wait_for_free()?,
-                mode if mode == OnFull::Overwrite as u32 => self.take_oldest()?,
-                _ => return None,
-            },
-        };
-        let chunk = self.chunk(index)?;
-        let sequence = thread.chunks_taken.fetch_add(1, Ordering::Relaxed);
-        chunk.pid.store(sys::process_id(), Ordering::Relaxed);
-        chunk.tid.store(sys::thread_id(), Ordering::Relaxed);
-        chunk.sequence.store(sequence, Ordering::Relaxed);
-        chunk.depth.store(depth, Ordering::Relaxed);
-        chunk.opened_tsc.store(arch::tsc(), Ordering::Relaxed);
-        chunk.lost_before.store(thread.lost.swap(0, Ordering::Relaxed), Ordering::Relaxed);
-        // Release: pairs with the drain's Acquire; what is above is there for who sees this.
-        chunk.state.store(state::ACTIVE, Ordering::Release);
-        let start = self.records_at(index);
-        thread.chunk.store(index + 1, Ordering::Relaxed);
-        thread.position.store(start, Ordering::Relaxed);
-        thread.end.store(start + CHUNK_BYTES as u64, Ordering::Relaxed);
-        Some(start)
+    /// Takes a chunk, which is all zero; returns its state. `None` if there is none for this record.
+    fn take(self, thread: &State, tid: u32) -> Option<(u32, u64)> {
+        if let Some(taken) = self.take_free(tid) {
+            return Some(taken);
+        }
+        match self.0.on_full.load(Ordering::Relaxed) {
+            mode if mode == OnFull::Block as u32 => self.wait_for_free(thread, tid),
+            mode if mode == OnFull::Overwrite as u32 => self.take_oldest(tid),
+            _ => None,
+        }
     }
 
-    /// Takes the first chunk of the list of free ones.
-    fn take_free(self) -> Option<u32> {
-        // Acquire: pairs with the recorder's Release when it frees one: its records are zero, and its link is there.
-        let mut head = self.0.free_head.load(Ordering::Acquire);
-        loop {
-            let index = low(head).checked_sub(1)?;
-            // If another thread takes it first this is no link; the count of changes in the head tells.
-            let next = self.chunk(index)?.next_free.load(Ordering::Relaxed);
-            let new = (head >> 32).wrapping_add(1) << 32 | u64::from(next);
-            match self.0.free_head.compare_exchange_weak(head, new, Ordering::Acquire, Ordering::Acquire) {
-                Ok(_) => return Some(index),
-                Err(now) => head = now,
+    /// Takes a free chunk.
+    fn take_free(self, tid: u32) -> Option<(u32, u64)> {
+        let (count, hint) = (self.chunk_count(), self.0.free_hint.load(Ordering::Relaxed));
+        // Relaxed: who waits has seen `freed`, which changes after this.
+        if self.0.free_chunks.load(Ordering::Relaxed) == 0 {
+            return None;
+        }
+        for step in 0..count {
+            let index = hint.wrapping_add(step) % count;
+            let chunk = self.chunk(index)?;
+            let word = chunk.state.load(Ordering::Relaxed);
+            let taken = state::taken_by(word, tid);
+            // Acquire: pairs with the recorder's Release when it frees one: its records are zero.
+            if state::of(word) == state::FREE
+                && chunk.state.compare_exchange(word, taken, Ordering::Acquire, Ordering::Relaxed).is_ok()
+            {
+                self.0.free_chunks.fetch_sub(1, Ordering::Relaxed);
+                self.0.free_hint.store(index + 1, Ordering::Relaxed);
+                return Some((index, taken));
             }
+        }
+        None
+    }
+
+    /// Gives a chunk back that was taken and not used.
+    #[cold]
+    fn give_back(self, chunk: &ChunkHeader, word: u64) {
+        self.0.free_chunks.fetch_add(1, Ordering::Relaxed);
+        let free = state::with(word, state::FREE);
+        // Release: pairs with the Acquire of the next one who takes it.
+        let _ = chunk.state.compare_exchange(word, free, Ordering::Release, Ordering::Relaxed);
+        // SeqCst: one order with the count of waiters, as when the recorder frees one.
+        self.0.freed.fetch_add(1, Ordering::SeqCst);
+        if self.0.waiters.load(Ordering::SeqCst) != 0 {
+            sys::futex_wake_all(&self.0.freed);
         }
     }
 
     /// Waits for a free chunk; `None` if none will ever come.
     #[cold]
-    fn wait_for_free(self) -> Option<u32> {
+    fn wait_for_free(self, thread: &State, tid: u32) -> Option<(u32, u64)> {
         let header = self.0;
-        let started_ns = sys::monotonic_ns();
+        let started = self.now(thread);
         let mut watch = Watch::new(self);
         let mut starved_slices = 0;
         // SeqCst: one order with the recorder's count of freed chunks and its look at the waiters.
         header.waiters.fetch_add(1, Ordering::SeqCst);
-        let index = loop {
+        let taken = loop {
             let freed = header.freed.load(Ordering::SeqCst);
-            let index = self.take_free();
-            if index.is_some() || !self.is_open() || starved_slices > STARVED_SLICES {
-                break index;
+            let taken = self.take_free(tid);
+            let is_starved = header.starved.load(Ordering::Relaxed) == freed.wrapping_add(1);
+            if taken.is_some() || is_starved || !self.is_open() {
+                break taken;
+            }
+            if starved_slices > STARVED_SLICES {
+                header.starved.store(freed.wrapping_add(1), Ordering::Relaxed);
+                continue;
             }
             sys::futex_wait(&header.freed, freed, SLICE_NS);
             if header.freed.load(Ordering::Relaxed) == freed {
@@ -252,42 +323,66 @@ impl Pool {
             }
         };
         header.waiters.fetch_sub(1, Ordering::SeqCst);
-        header.waited_ns.fetch_add(sys::monotonic_ns().wrapping_sub(started_ns), Ordering::Relaxed);
-        index
+        header.waited_tsc.fetch_add(self.now(thread).wrapping_sub(started), Ordering::Relaxed);
+        taken
     }
 
     /// Whether the recorder has, or will have, a chunk that it can free.
     fn has_chunks_to_drain(self) -> bool {
         (0..self.chunk_count())
             .filter_map(|index| self.chunk(index))
-            .any(|chunk| chunk.state.load(Ordering::Relaxed) != state::ACTIVE)
+            .any(|chunk| matches!(state::of(chunk.state.load(Ordering::Relaxed)), state::FREE | state::FULL))
     }
 
-    /// Takes the full chunk that was begun first, and counts what was in it.
+    /// Takes the full chunk that was begun first, and counts what was in it. One with a hole is left alone, as somebody will still fill that, or has left
+    /// it by longjmp: unless half of all chunks are such.
     #[cold]
-    fn take_oldest(self) -> Option<u32> {
+    fn take_oldest(self, tid: u32) -> Option<(u32, u64)> {
         loop {
-            let full = (0..self.chunk_count()).filter_map(|index| self.chunk(index).map(|chunk| (index, chunk)));
-            // Acquire: pairs with the Release of the thread that filled it.
-            let full = full.filter(|(_, chunk)| chunk.state.load(Ordering::Acquire) == state::FULL);
-            let (index, chunk) = full.min_by_key(|(_, chunk)| chunk.opened_tsc.load(Ordering::Relaxed))?;
+            let (mut oldest, mut oldest_with_hole, mut holes) = (None, None, 0);
+            for index in 0..self.chunk_count() {
+                let chunk = self.chunk(index)?;
+                // Acquire: pairs with the Release of the thread that filled it.
+                let word = chunk.state.load(Ordering::Acquire);
+                if state::of(word) != state::FULL {
+                    continue;
+                }
+                let has_hole = chunk.has_hole.load(Ordering::Relaxed) != 0;
+                holes += u32::from(has_hole);
+                let found = (chunk.opened_tsc.load(Ordering::Relaxed), index, word);
+                let best = if has_hole { &mut oldest_with_hole } else { &mut oldest };
+                if best.is_none_or(|best| found < best) {
+                    *best = Some(found);
+                }
+            }
+            let takes_holes = holes > self.chunk_count() / 2;
+            let (_, index, word) = if takes_holes { oldest_with_hole } else { oldest }?;
+            let chunk = self.chunk(index)?;
+            if !takes_holes && self.words(index).any(|record| record.load(Ordering::Relaxed) == 0) {
+                chunk.has_hole.store(1, Ordering::Relaxed);
+                continue;
+            }
+            let taken = state::taken_by(word, tid);
             // Acquire: pairs with the same. Fails if another thread was faster.
-            if chunk.state.compare_exchange(state::FULL, state::DRAINING, Ordering::Acquire, Ordering::Relaxed).is_ok()
-            {
+            if chunk.state.compare_exchange(word, taken, Ordering::Acquire, Ordering::Relaxed).is_ok() {
                 self.0.lost_overwritten.fetch_add(self.clear(index), Ordering::Relaxed);
-                return Some(index);
+                return Some((index, taken));
             }
         }
     }
 
     /// Fills a chunk with zeros, and returns how many records were in it.
     fn clear(self, index: u32) -> u64 {
+        self.words(index).map(|word| u64::from(word.swap(0, Ordering::Relaxed) != 0)).sum()
+    }
+
+    /// The records of a chunk.
+    fn words(self, index: u32) -> impl Iterator<Item = &'static AtomicU64> {
         let start = self.records_at(index);
-        let words = (0..CHUNK_BYTES as u64 / RECORD_BYTES).map(|at| {
-            // SAFETY: the word lies in the chunk, which is this thread's.
+        (0..CHUNK_BYTES as u64 / RECORD_BYTES).map(move |at| {
+            // SAFETY: (1) the caller's index is that of a chunk, and the word lies in it; (2) the pool stays mapped.
             unsafe { &*((start + at * RECORD_BYTES) as *const AtomicU64) }
-        });
-        words.map(|word| u64::from(word.swap(0, Ordering::Relaxed) != 0)).sum()
+        })
     }
 }
 

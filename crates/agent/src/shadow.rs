@@ -9,7 +9,10 @@
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use trapline_abi::thread::{ADDRESS_BITS, BLOCK_SHIFT, SHADOW_BYTES, shadow_address};
+use trapline_abi::{
+    agent::Call,
+    thread::{ADDRESS_BITS, BLOCK_SHIFT, SHADOW_BYTES, shadow_address},
+};
 
 use crate::sys::{self, MapResult};
 
@@ -81,8 +84,11 @@ pub(crate) fn known(block: u32) -> Known {
     }
 }
 
-/// Maps a block's shadow, unless it is. Signals are blocked, so that it is not left half-way.
+/// Maps a block's shadow, unless it is. Signals are blocked, so that it is not left half-way. Where a sandbox forbids it, nothing is noted in the table.
 pub(crate) fn ensure(block: u32) -> Known {
+    if !sys::is_allowed(Call::Mmap) {
+        return Known::Refused;
+    }
     let mut patience = PATIENCE.0;
     let mut is_adopting = false;
     loop {
@@ -111,6 +117,14 @@ pub(crate) fn ensure(block: u32) -> Known {
         // Release: pairs with the Acquire in `find`. Fails if someone adopted it before us, and knows better.
         let _ = place.compare_exchange(claimed, block << STATE_BITS | state, Ordering::Release, Ordering::Relaxed);
         return known(block);
+    }
+}
+
+/// Maps the shadows of a run of blocks, as far as that is possible; `run` is as in [`Thread::blocks`](trapline_abi::thread::Thread::blocks).
+pub(crate) fn ensure_run(run: u64) {
+    let [first, count] = [run & u64::from(u32::MAX), run >> 32].map(|number| block_of(number << BLOCK_SHIFT));
+    for block in first..first.saturating_add(count) {
+        ensure(block);
     }
 }
 

@@ -5,31 +5,44 @@
 
 use core::{
     mem::offset_of,
-    sync::atomic::{AtomicU32, AtomicU64},
+    sync::atomic::{AtomicU32, AtomicU64, Ordering},
 };
 
-use trapline_abi::thread::Thread;
+use trapline_abi::{pool::is_place, thread::Thread};
 
-use crate::arch;
+use crate::{arch, sys};
+
+/// Where the next record goes, and how many chunks were used: two words that change as one.
+#[repr(C)]
+#[derive(Debug)]
+struct Place {
+    position: AtomicU64,
+    chunks_used: AtomicU64,
+}
 
 /// See [`Thread`].
 #[repr(C)]
 #[derive(Debug)]
 pub(crate) struct State {
-    pub(crate) position: AtomicU64,
-    pub(crate) end: AtomicU64,
-    pub(crate) chunk: AtomicU32,
-    pub(crate) chunks_taken: AtomicU32,
+    place: Place,
+    timeless_place: Place,
+    pid: AtomicU32,
+    tid: AtomicU32,
+    is_timeless: AtomicU64,
     pub(crate) lost: AtomicU64,
     pub(crate) top: AtomicU64,
     pub(crate) blocks: AtomicU64,
 }
 
 const _: () = assert!(size_of::<State>() == size_of::<Thread>());
-const _: () = assert!(offset_of!(State, position) == offset_of!(Thread, position));
-const _: () = assert!(offset_of!(State, end) == offset_of!(Thread, end));
-const _: () = assert!(offset_of!(State, chunk) == offset_of!(Thread, chunk));
-const _: () = assert!(offset_of!(State, chunks_taken) == offset_of!(Thread, chunks_taken));
+const _: () = assert!(offset_of!(State, place) == offset_of!(Thread, position));
+const _: () = assert!(offset_of!(State, place) + offset_of!(Place, chunks_used) == offset_of!(Thread, chunks_used));
+const _: () = assert!(offset_of!(State, timeless_place) == offset_of!(Thread, timeless_position));
+const _: () = assert!(offset_of!(State, is_timeless) == offset_of!(Thread, is_timeless));
+const _: () =
+    assert!(offset_of!(State, place).is_multiple_of(16) && offset_of!(State, timeless_place).is_multiple_of(16));
+const _: () = assert!(offset_of!(State, pid) == offset_of!(Thread, pid));
+const _: () = assert!(offset_of!(State, tid) == offset_of!(Thread, tid));
 const _: () = assert!(offset_of!(State, lost) == offset_of!(Thread, lost));
 const _: () = assert!(offset_of!(State, top) == offset_of!(Thread, top));
 const _: () = assert!(offset_of!(State, blocks) == offset_of!(Thread, blocks));
@@ -40,5 +53,62 @@ impl State {
         // SAFETY: (1) `arch::thread` leads to the thread's own storage, zero-initialised and aligned to 64 bytes; (2) the layouts are equal, as
         // asserted above; (3) every access is atomic.
         unsafe { &*arch::thread().cast::<Self>() }
+    }
+    /// Whether the thread may not read the time-stamp counter.
+    pub(crate) fn is_timeless(&self) -> bool {
+        self.is_timeless.load(Ordering::Relaxed) != 0
+    }
+
+    /// From here on the thread may not read the time-stamp counter: its entries find no place any more, and its chunk goes on elsewhere. No signal handler
+    /// may come in between.
+    pub(crate) fn become_timeless(&self) {
+        if self.is_timeless() {
+            return;
+        }
+        let (position, chunks_used) = self.place();
+        self.timeless_place.position.store(position, Ordering::Relaxed);
+        self.timeless_place.chunks_used.store(chunks_used, Ordering::Relaxed);
+        self.place.position.store(0, Ordering::Relaxed);
+        self.is_timeless.store(1, Ordering::Relaxed);
+    }
+
+    fn words(&self) -> &Place {
+        if self.is_timeless() { &self.timeless_place } else { &self.place }
+    }
+
+    /// Reserves a place for a record, if the thread's chunk has one.
+    pub(crate) fn reserve(&self) -> Option<u64> {
+        let words = self.words();
+        if !is_place(words.position.load(Ordering::Relaxed)) {
+            return None;
+        }
+        let place = words.position.fetch_add(size_of::<u64>() as u64, Ordering::Relaxed);
+        is_place(place).then_some(place)
+    }
+
+    /// Where the next record goes, and how many chunks were used.
+    pub(crate) fn place(&self) -> (u64, u64) {
+        let words = self.words();
+        // If a handler comes between, `exchange_place` finds the pair changed.
+        (words.position.load(Ordering::Relaxed), words.chunks_used.load(Ordering::Relaxed))
+    }
+
+    /// Changes both, unless a handler that came since `expected` was read has done so.
+    pub(crate) fn exchange_place(&self, expected: (u64, u64), new: (u64, u64)) -> bool {
+        // SAFETY: (1) both pairs are aligned to 16 bytes, as asserted above; (2) they are this thread's alone; (3) they can be changed through a shared
+        // reference.
+        unsafe { arch::exchange_pair(self.words().position.as_ptr(), expected, new) }
+    }
+
+    /// The process and the thread as they see themselves; `None` if they are not known, and may not be asked for.
+    pub(crate) fn ids(&self) -> Option<(u32, u32)> {
+        let known = (self.pid.load(Ordering::Relaxed), self.tid.load(Ordering::Relaxed));
+        if known.0 != 0 && known.1 != 0 {
+            return Some(known);
+        }
+        let (pid, tid) = (sys::process_id()?, sys::thread_id()?);
+        self.pid.store(pid, Ordering::Relaxed);
+        self.tid.store(tid, Ordering::Relaxed);
+        Some((pid, tid))
     }
 }

@@ -10,7 +10,7 @@
 //! ```
 //!
 //! Beside that row: `debug` finds symbols that were taken out of the file; `tables`, `stack` and `marks` belong to the scan; `parts`, `padding` and `flags`
-//! to the ladder.
+//! to the ladder. `entry` knows no file.
 //!
 //! The recorder decides which functions are wanted, allocates the stubs, and writes to the target. Invariants: pure, nothing here knows a
 //! process; every function of the file has a verdict, and what is not one is listed in [`Image::left_out`] (I7); what is not understood is refused;
@@ -49,6 +49,7 @@ mod arm;
 mod debug;
 mod discover;
 mod elf;
+mod entry;
 mod flags;
 mod frames;
 mod function;
@@ -63,6 +64,7 @@ mod stack;
 mod tables;
 
 pub use arm::{ArmRequest, Armed, ArmedSite, Entries, Write};
+pub use entry::entry_window;
 pub use function::{Function, LeftOut, NoFunction, Plan, Rung, Verdict};
 pub use reason::Reason;
 

@@ -56,6 +56,7 @@ mod tests {
             symbol::POINT,
             symbol::RETURN,
             symbol::OBJECTS_CHANGED,
+            symbol::SANDBOX,
             symbol::SYSCALL,
         ] {
             assert!(agent.symbol(name).is_some_and(|address| address != 0), "{name}");

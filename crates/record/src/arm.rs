@@ -5,7 +5,7 @@
 //! site's bytes are compared with the file's before the first write (I5); stubs are readable and executable, never writable (I8).
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, hash_map::Entry},
     fs::{self, File},
     io,
     mem::offset_of,
@@ -15,7 +15,7 @@ use std::{
 };
 
 use trapline_abi::{
-    agent::{Config, symbol},
+    agent::{Config, SANDBOX_FUNCTIONS, symbol},
     record::MAX_SITES,
 };
 use trapline_engine::{Addr, AddrRange, Filter, Mode, insn::encode};
@@ -29,6 +29,7 @@ use crate::{
     exec::{NewImage, Untraceable},
     pool::Pool,
     remote::Remote,
+    sandbox::Hook,
     space::{AgentAt, Loaded, SharedMapping, Space, Stubs},
     sys::{
         Tid,
@@ -59,6 +60,9 @@ impl Coverage {
 /// The dynamic linker's function that is called when objects come and go.
 const LINKER_REPORT: &str = "_dl_debug_state";
 
+/// How the file names of C libraries begin.
+const C_LIBRARIES: [&str; 3] = ["libc.", "libc-2.", "ld-musl-"];
+
 /// The name under which targets have the agent mapped.
 const AGENT_NAME: &str = "trapline-agent";
 
@@ -83,6 +87,7 @@ pub(crate) struct Armory {
     agent_file: File,
     agent_path: String,
     modules: HashMap<FileKey, Result<Arc<KnownModule>, String>>,
+    hooks: HashMap<FileKey, Hook>,
     next_site: u32,
     coverage: Coverage,
 }
@@ -94,7 +99,8 @@ impl Armory {
         let agent_file = shared::sealed_file(c"trapline-agent", agent.bytes())?;
         let agent_path = shared::path_for_others(&agent_file);
         let modules = HashMap::new();
-        Ok(Self { agent, agent_file, agent_path, modules, next_site: 0, coverage: Coverage::default() })
+        let (hooks, coverage) = (HashMap::new(), Coverage::default());
+        Ok(Self { agent, agent_file, agent_path, modules, hooks, next_site: 0, coverage })
     }
 
     /// What the dynamic linker is asked to preload.
@@ -139,7 +145,7 @@ impl Armory {
         image.clean(remote, &memory, tid)?;
         let pool = Pool::new(options.chunks, options.on_full).map(Arc::new)?;
         let mut space = Space::new(agent);
-        space.map_pool(remote, &memory, &pool)?;
+        space.map_pool(remote, &memory, &pool, &maps::read(tid)?)?;
         let max_depth = u64::from(options.max_depth.unwrap_or(u32::MAX));
         memory.write_word(agent.config.after(offset_of!(Config, max_depth)), max_depth)?;
         space.memory = Some(memory);
@@ -190,6 +196,7 @@ impl Armory {
             },
             config,
             objects_changed: at(symbol::OBJECTS_CHANGED)?,
+            sandbox: at(symbol::SANDBOX)?,
             syscall_insn: at(symbol::SYSCALL)?,
             thread_offset,
         })
@@ -209,6 +216,9 @@ impl Armory {
         let agent = self.agent_file.metadata()?.ino();
         let mut present = Vec::new();
         for (path, inode, bias_of) in objects(&mappings) {
+            if !space.is_sandbox_hooked && is_c_library(&path) {
+                self.hook_sandbox(remote, tid, space, &mappings, (inode, bias_of))?;
+            }
             if inode == agent || inode != main && !is_selected(&path, &options.libraries) {
                 continue;
             }
@@ -238,10 +248,37 @@ impl Armory {
         Ok(())
     }
 
+    /// Has the agent hear of sandboxes before they are switched on.
+    fn hook_sandbox(
+        &mut self,
+        remote: &mut Remote,
+        tid: Tid,
+        space: &mut Space,
+        mappings: &[Mapping],
+        (inode, bias): (u64, u64),
+    ) -> Result<(), Untraceable> {
+        let mapping = mappings.iter().find(|mapping| mapping.inode == inode && mapping.is_executable);
+        let Some(file) = mapping.and_then(|mapping| mapping.file(tid)) else { return Ok(()) };
+        let key = file_key(&fs::metadata(&file)?);
+        let hook = match self.hooks.entry(key) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(place) => place.insert(Hook::read(&fs::read(&file)?)),
+        };
+        if hook.is_empty() {
+            return Ok(());
+        }
+        space.is_sandbox_hooked = true;
+        if let Err(error) = hook.arm(remote, tid, space, bias) {
+            // Everything else goes on: most programs forbid themselves nothing.
+            *self.coverage.untraced.entry(format!("sandboxes are not heard of: {error}")).or_default() += 1;
+        }
+        Ok(())
+    }
+
     /// The functions of a file, read once.
     fn module(&mut self, file: &Path, name: &Path, options: &Options, drain: &Drain) -> Option<Arc<KnownModule>> {
         let metadata = fs::metadata(file).ok()?;
-        let key = (metadata.dev(), metadata.ino(), metadata.mtime(), metadata.mtime_nsec());
+        let key = file_key(&metadata);
         if let Some(known) = self.modules.get(&key) {
             return known.as_ref().ok().cloned();
         }
@@ -278,6 +315,8 @@ impl Armory {
                     Some((reason.to_owned(), detail))
                 } else if function.name == LINKER_REPORT {
                     Some(("in-use".to_owned(), "trapline hears of new libraries there".to_owned()))
+                } else if SANDBOX_FUNCTIONS.contains(&function.name.as_str()) && is_c_library(name) {
+                    Some(("in-use".to_owned(), "trapline hears of sandboxes there".to_owned()))
                 } else {
                     selected.push(index);
                     None
@@ -428,6 +467,15 @@ fn objects(mappings: &[Mapping]) -> Vec<(PathBuf, u64, u64)> {
         }
     }
     objects
+}
+
+fn is_c_library(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    C_LIBRARIES.iter().any(|beginning| name.starts_with(beginning))
+}
+
+fn file_key(metadata: &fs::Metadata) -> FileKey {
+    (metadata.dev(), metadata.ino(), metadata.mtime(), metadata.mtime_nsec())
 }
 
 fn is_selected(path: &Path, globs: &[String]) -> bool {

@@ -6,7 +6,7 @@
 //! thread's chunks are written in their order. Invariant: a record reaches the trace once; what cannot reach it is counted.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     fs,
     sync::{
         Arc,
@@ -91,6 +91,7 @@ impl Drain {
             losses: Losses::default(),
             records: Vec::with_capacity(CHUNK_RECORDS),
             failure: None,
+            clock: Clock { tsc: shared::tsc(), monotonic_ns: shared::monotonic_ns() },
         };
         let thread = std::thread::Builder::new().name("drain".to_owned()).spawn(move || {
             work.run(&changed);
@@ -147,6 +148,9 @@ struct Space {
     threads: HashMap<(u32, u32), Thread>,
     /// Chunks that became full before their threads had filled them.
     ended_early: Vec<Taken>,
+    /// Chunks that are written, all but a hole, and whose they were: who was interrupted there may still come back and fill it, and would do that in
+    /// somebody else's chunk if it were free.
+    kept_back: VecDeque<(usize, u32)>,
 }
 
 struct Work {
@@ -159,6 +163,23 @@ struct Work {
     losses: Losses,
     records: Vec<u64>,
     failure: Option<trapline_trace::Error>,
+    clock: Clock,
+}
+
+/// When the drain began, by both clocks.
+#[derive(Clone, Copy, Debug)]
+struct Clock {
+    tsc: u64,
+    monotonic_ns: u64,
+}
+
+impl Clock {
+    /// So many ticks in nanoseconds.
+    fn ns(self, ticks: u64) -> u64 {
+        let [passed_tsc, passed_ns] =
+            [shared::tsc() - self.tsc, shared::monotonic_ns() - self.monotonic_ns].map(u128::from);
+        u64::try_from(u128::from(ticks) * passed_ns / passed_tsc.max(1)).unwrap_or(u64::MAX)
+    }
 }
 
 /// Which chunks a look at a pool is for.
@@ -240,8 +261,9 @@ impl Work {
                     pool.close();
                 }
                 let (processes, threads) = (HashMap::new(), HashMap::new());
-                let ended_early = Vec::new();
-                self.spaces.insert(id, Space { pool, doorbell: 0, answered: 0, processes, threads, ended_early });
+                let (ended_early, kept_back) = (Vec::new(), VecDeque::new());
+                let space = Space { pool, doorbell: 0, answered: 0, processes, threads, ended_early, kept_back };
+                self.spaces.insert(id, space);
             }
             Message::Process { space, pid_inside, pid, process } => {
                 if let Some(space) = self.spaces.get_mut(&space) {
@@ -278,6 +300,7 @@ impl Work {
             let Some(space) = self.spaces.get_mut(&id) else { continue };
             let header = space.pool.header();
             header.heartbeat.fetch_add(1, Ordering::Relaxed);
+            header.now_tsc.store(shared::tsc(), Ordering::Relaxed);
             let requests = header.requests.load(Ordering::Acquire);
             if requests != space.answered {
                 space.answered = requests;
@@ -299,20 +322,16 @@ impl Work {
             self.losses.full += header.lost_full.load(Ordering::Relaxed);
             self.losses.overwritten += header.lost_overwritten.load(Ordering::Relaxed);
             self.losses.unhooked += header.unhooked.load(Ordering::Relaxed);
-            self.losses.waited_ns += header.waited_ns.load(Ordering::Relaxed);
+            self.losses.waited_ns += self.clock.ns(header.waited_tsc.load(Ordering::Relaxed));
         }
     }
 
     /// Writes what a pool has, each thread's chunks in their order.
     fn look(&mut self, id: SpaceId, look: Look) {
         let Some(mut space) = self.spaces.remove(&id) else { return };
-        let mut chunks = chunks_to_write(&space, look);
-        if !space.is_in_order(&chunks) {
-            // A chunk is full before the next one is taken: a second look finds every chunk that comes before one of the first.
-            chunks = chunks_to_write(&space, look);
-        }
+        let chunks = chunks_to_write(&space, look);
         let mut held = None;
-        for (key, _, index) in chunks {
+        for (at, (key, sequence, index)) in chunks.iter().copied().enumerate() {
             if held == Some(key) {
                 continue;
             }
@@ -321,18 +340,28 @@ impl Work {
                 Look::Last(None) => true,
                 _ => false,
             };
-            if !self.write_chunk(&mut space, key, index, is_last) {
+            let next = space.threads.get(&key).map_or(0, |thread| thread.next_sequence);
+            // A thread begins its next chunk before the last one is full, if a signal handler comes in between: that is in nobody's list of full ones.
+            let is_early = sequence != next && !is_last;
+            // Who has begun another one writes nothing more here.
+            let is_left = chunks.get(at + 1).is_some_and(|(other, _, _)| *other == key);
+            if is_early || !self.write_chunk(&mut space, key, index, is_last, is_left) {
                 held = Some(key);
+                space.doorbell = space.doorbell.wrapping_sub(1);
             }
         }
         if let Look::Last(Some(tid)) = look {
             space.threads.retain(|(_, of), _| *of != tid);
         }
+        if let Look::Last(ended) = look {
+            space.free_unused(ended);
+        }
+        space.free_kept_back(look);
         self.spaces.insert(id, space);
     }
 
     /// Writes what is new in a chunk. Returns whether the thread's next one may follow: not if this one has a hole that may still be filled.
-    fn write_chunk(&mut self, space: &mut Space, key: (u32, u32), index: usize, is_last: bool) -> bool {
+    fn write_chunk(&mut self, space: &mut Space, key: (u32, u32), index: usize, is_last: bool, is_left: bool) -> bool {
         let pool = Arc::clone(&space.pool);
         let chunk = pool.chunk(index);
         let sequence = chunk.sequence.load(Ordering::Relaxed);
@@ -359,15 +388,17 @@ impl Work {
             depth: chunk.depth.load(Ordering::Relaxed),
             hole_since: None,
         });
-        let is_full = chunk.state.load(Ordering::Acquire) == state::FULL;
+        let is_full = is_left || state::of(chunk.state.load(Ordering::Acquire)) == state::FULL;
         let is_last = is_last || is_full && space.ended_early.contains(&pool.taken(index));
         let seen_at_tsc = shared::tsc();
         self.records.clear();
         let words = pool.records(index)[begun.records..].iter();
         // Acquire: pairs with the trampoline's store, which on x86 is a release.
         self.records.extend(words.map(|word| word.load(Ordering::Acquire)).take_while(|word| *word != 0));
+        let mut has_hole = false;
+        // The chunk of a thread that has not given it up is not ours, however much is in it.
         let is_done = if begun.records + self.records.len() == CHUNK_RECORDS {
-            true
+            is_full || is_last
         } else if is_last {
             let rest = pool.records(index)[begun.records + self.records.len()..].iter();
             self.records.extend(rest.map(|word| word.load(Ordering::Acquire)));
@@ -379,11 +410,11 @@ impl Work {
             let hole_since = *begun.hole_since.get_or_insert_with(Instant::now);
             if hole_since.elapsed() < HOLE_PATIENCE {
                 thread.begun = Some(begun);
-                space.doorbell = space.doorbell.wrapping_sub(1);
                 return false;
             }
             let rest = pool.records(index)[begun.records + self.records.len()..].iter();
             self.records.extend(rest.map(|word| word.load(Ordering::Acquire)));
+            has_hole = true;
             true
         } else {
             false
@@ -400,7 +431,11 @@ impl Work {
         if is_done {
             thread.begun = None;
             thread.next_sequence = sequence.wrapping_add(1);
-            pool.free(index);
+            if has_hole {
+                space.kept_back.push_back((index, key.1));
+            } else {
+                pool.free(index);
+            }
         } else {
             thread.begun = Some(begun);
         }
@@ -416,11 +451,14 @@ fn chunks_to_write(space: &Space, look: Look) -> Vec<ChunkAt> {
         .filter_map(|index| {
             let chunk = space.pool.chunk(index);
             // Acquire: pairs with the agent's Release; the rest of the header is there.
-            let is_wanted = match chunk.state.load(Ordering::Acquire) {
+            let is_wanted = match state::of(chunk.state.load(Ordering::Acquire)) {
                 state::FULL => true,
                 state::ACTIVE => look != Look::Full,
+                // Begun, and perhaps left in that moment.
+                state::TAKEN => look != Look::Full && space.is_used(index),
                 _ => false,
             };
+            let is_wanted = is_wanted && !space.kept_back.iter().any(|(kept, _)| *kept == index);
             let tid = chunk.tid.load(Ordering::Relaxed);
             let is_wanted = is_wanted && !matches!(look, Look::Last(Some(only)) if only != tid);
             is_wanted.then(|| ((chunk.pid.load(Ordering::Relaxed), tid), chunk.sequence.load(Ordering::Relaxed), index))
@@ -431,16 +469,36 @@ fn chunks_to_write(space: &Space, look: Look) -> Vec<ChunkAt> {
 }
 
 impl Space {
-    /// Whether each thread's chunks begin where the last look ended, and none is left out.
-    fn is_in_order(&self, chunks: &[ChunkAt]) -> bool {
-        let mut expected: Option<((u32, u32), u32)> = None;
-        chunks.iter().all(|(key, sequence, _)| {
-            let next = match expected {
-                Some((of, next)) if of == *key => next,
-                _ => self.threads.get(key).map_or(0, |thread| thread.next_sequence),
-            };
-            expected = Some((*key, sequence.wrapping_add(1)));
-            *sequence == next
-        })
+    fn is_used(&self, index: usize) -> bool {
+        // Acquire: pairs with the Release of who wrote it; the header is there.
+        self.pool.records(index).iter().any(|record| record.load(Ordering::Acquire) != 0)
+    }
+
+    /// Frees what was kept back for threads that have ended, and the oldest where that would be more than a quarter of the pool: those were left by longjmp.
+    fn free_kept_back(&mut self, look: Look) {
+        let has_ended = |tid: u32| match look {
+            Look::Last(ended) => ended.is_none_or(|ended| ended == tid),
+            _ => false,
+        };
+        let mut too_many = self.kept_back.len().saturating_sub(self.pool.chunk_count() / 4);
+        self.kept_back.retain(|(index, tid)| {
+            let is_over = too_many > 0 || has_ended(*tid);
+            if is_over {
+                too_many = too_many.saturating_sub(1);
+                self.pool.free(*index);
+            }
+            !is_over
+        });
+    }
+
+    /// Frees what a thread that ended, or any, took and never used: a signal handler has left it by longjmp in that moment.
+    fn free_unused(&self, ended: Option<u32>) {
+        for index in 0..self.pool.chunk_count() {
+            let word = self.pool.chunk(index).state.load(Ordering::Acquire);
+            let is_of = ended.is_none_or(|tid| state::thread(word) == tid);
+            if is_of && state::of(word) == state::TAKEN && !self.is_used(index) {
+                self.pool.free(index);
+            }
+        }
     }
 }

@@ -23,6 +23,7 @@ mod exec;
 mod launch;
 mod pool;
 mod remote;
+mod sandbox;
 mod space;
 mod sys;
 mod toggle;

@@ -20,21 +20,20 @@ pub(crate) const CHUNK_RECORDS: usize = CHUNK_BYTES / size_of::<u64>();
 #[expect(clippy::cast_possible_truncation, reason = "some thousand bytes")]
 const CHUNK_BYTES_32: u32 = CHUNK_BYTES as u32;
 
-/// The first free chunk in a list's head: its index plus 1.
-#[expect(clippy::cast_possible_truncation, reason = "the lower half")]
-const fn first_free(head: u64) -> u32 {
-    head as u32
-}
-
-/// A chunk, and what a thread took it for: the same place may be another one's later.
+/// A chunk in somebody's hands: the same place may be in another's later.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Taken {
     /// Its place in the pool.
     pub(crate) index: usize,
+    /// Its word, as if it were free: whose, and the how many-th time.
+    hands: u64,
+}
+
+impl Taken {
     /// The thread, as it sees itself.
-    pub(crate) tid: u32,
-    /// Which of the thread's chunks.
-    pub(crate) sequence: u32,
+    pub(crate) fn tid(self) -> u32 {
+        state::thread(self.hands)
+    }
 }
 
 /// The pool of one process.
@@ -57,10 +56,8 @@ impl Pool {
         header.chunk_count.store(count, Ordering::Relaxed);
         header.on_full.store(on_full as u32, Ordering::Relaxed);
         header.recorder.store(std::process::id(), Ordering::Relaxed);
-        for index in 1..count {
-            pool.chunk(index as usize - 1).next_free.store(index + 1, Ordering::Relaxed);
-        }
-        header.free_head.store(1, Ordering::Relaxed);
+        header.free_chunks.store(count, Ordering::Relaxed);
+        header.now_tsc.store(shared::tsc(), Ordering::Relaxed);
         header.magic.store(POOL_MAGIC, Ordering::Release);
         Ok(pool)
     }
@@ -94,27 +91,21 @@ impl Pool {
     /// The records of a chunk.
     pub(crate) fn records(&self, index: usize) -> &[AtomicU64] {
         assert!(index < self.chunk_count, "no such chunk");
-        self.memory.words(pool::chunks_offset(self.chunk_count) + index * CHUNK_BYTES, CHUNK_RECORDS)
+        self.memory.words(pool::records_offset(self.chunk_count, index), CHUNK_RECORDS)
     }
 
-    /// Clears a drained chunk and gives it back.
+    /// Clears a drained chunk and frees it.
     pub(crate) fn free(&self, index: usize) {
         for record in self.records(index) {
             record.store(0, Ordering::Relaxed);
         }
         let (header, chunk) = (self.header(), self.chunk(index));
-        chunk.state.store(state::FREE, Ordering::Relaxed);
-        let new = u64::try_from(index + 1).unwrap_or(0);
-        let mut head = header.free_head.load(Ordering::Relaxed);
-        loop {
-            chunk.next_free.store(first_free(head), Ordering::Relaxed);
-            let changed = (head >> 32).wrapping_add(1) << 32 | new;
-            // Release: the zeros above are there for who takes the chunk with Acquire (the agent's `take_chunk`).
-            match header.free_head.compare_exchange_weak(head, changed, Ordering::Release, Ordering::Relaxed) {
-                Ok(_) => break,
-                Err(now) => head = now,
-            }
-        }
+        // Counted before it can be taken, so that the count never falls below zero.
+        header.free_chunks.fetch_add(1, Ordering::Relaxed);
+        let word = chunk.state.load(Ordering::Relaxed);
+        // Release: the zeros above are there for who takes the chunk with Acquire (the agent's `take_free`).
+        chunk.state.store(state::with(word, state::FREE), Ordering::Release);
+        header.free_hint.store(u32::try_from(index).unwrap_or(0), Ordering::Relaxed);
         // SeqCst: one order with the agent's count of waiters and its look at `freed`; either it sees the change, or we see it wait.
         header.freed.fetch_add(1, Ordering::SeqCst);
         if header.waiters.load(Ordering::SeqCst) != 0 {
@@ -129,23 +120,26 @@ impl Pool {
         shared::wake_all(&self.header().answered);
     }
 
-    /// Whether a chunk is still what it was taken for.
+    /// Whether a chunk is still in these hands, and not full.
     pub(crate) fn is(&self, taken: Taken) -> bool {
-        taken.index < self.chunk_count && self.taken(taken.index) == taken
+        let word = self.chunk(taken.index).state.load(Ordering::Acquire);
+        state::of(word) != state::FREE && self.taken(taken.index) == taken
     }
 
     /// What a chunk was taken for last.
     pub(crate) fn taken(&self, index: usize) -> Taken {
         let chunk = self.chunk(index);
-        Taken { index, tid: chunk.tid.load(Ordering::Relaxed), sequence: chunk.sequence.load(Ordering::Relaxed) }
+        Taken { index, hands: state::with(chunk.state.load(Ordering::Acquire), state::FREE) }
     }
 
     /// Makes the chunk full that a thread was filling and will not go on with. Returns whether it was that.
     pub(crate) fn end_chunk(&self, taken: Taken) -> bool {
         let state = &self.chunk(taken.index).state;
-        self.is(taken)
+        [state::TAKEN, state::ACTIVE].into_iter().any(|before| {
+            let (before, full) = (state::with(taken.hands, before), state::with(taken.hands, state::FULL));
             // Acquire: pairs with the agent's Release. Nobody but the drain's thread frees it, and that is who asks.
-            && state.compare_exchange(state::ACTIVE, state::FULL, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+            state.compare_exchange(before, full, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+        })
     }
 }
 
@@ -153,44 +147,36 @@ impl Pool {
 mod tests {
     use super::*;
 
-    fn take(pool: &Pool) -> Option<usize> {
-        let header = pool.header();
-        let head = header.free_head.load(Ordering::Acquire);
-        let index = (first_free(head) as usize).checked_sub(1)?;
-        let next = pool.chunk(index).next_free.load(Ordering::Relaxed);
-        header.free_head.store((head >> 32).wrapping_add(1) << 32 | u64::from(next), Ordering::Relaxed);
-        Some(index)
-    }
-
     #[test]
-    fn every_chunk_is_free_once_and_comes_back_zero() {
+    fn a_drained_chunk_is_zero_and_free_again() {
         let pool = Pool::new(8, OnFull::Block).unwrap();
-        let mut taken: Vec<usize> = std::iter::from_fn(|| take(&pool)).collect();
-        taken.sort_unstable();
-        assert_eq!(taken, (0..8).collect::<Vec<_>>());
+        assert_eq!(pool.header().free_chunks.load(Ordering::Relaxed), 8);
+        pool.chunk(3).state.store(state::with(state::taken_by(0, 77), state::FULL), Ordering::Relaxed);
+        pool.header().free_chunks.store(7, Ordering::Relaxed);
         pool.records(3)[7].store(1, Ordering::Relaxed);
         pool.free(3);
-        pool.free(5);
-        assert_eq!((take(&pool), take(&pool), take(&pool)), (Some(5), Some(3), None));
+        assert_eq!(state::of(pool.chunk(3).state.load(Ordering::Relaxed)), state::FREE);
         assert!(pool.records(3).iter().all(|record| record.load(Ordering::Relaxed) == 0));
-        assert_eq!(pool.header().freed.load(Ordering::Relaxed), 2);
+        let header = pool.header();
+        assert_eq!((header.free_chunks.load(Ordering::Relaxed), header.freed.load(Ordering::Relaxed)), (8, 1));
     }
 
     #[test]
-    fn a_chunk_that_is_free_again_is_not_ended_and_stays_in_the_list() {
+    fn a_chunk_is_ended_in_the_hands_of_its_thread_only() {
         let pool = Pool::new(2, OnFull::Block).unwrap();
-        let index = take(&pool).unwrap();
-        pool.chunk(index).tid.store(7, Ordering::Relaxed);
-        pool.chunk(index).state.store(state::ACTIVE, Ordering::Relaxed);
-        let taken = pool.taken(index);
-        pool.free(index);
-        assert!(!pool.end_chunk(taken));
-        let mut all: Vec<usize> = std::iter::from_fn(|| take(&pool)).collect();
-        all.sort_unstable();
-        assert_eq!(all, [0, 1]);
-        pool.chunk(index).state.store(state::ACTIVE, Ordering::Relaxed);
-        assert!(!pool.end_chunk(Taken { sequence: 1, ..taken }), "the thread has taken it again");
-        assert!(pool.end_chunk(taken));
-        assert_eq!(pool.chunk(index).state.load(Ordering::Relaxed), state::FULL);
+        let word = state::taken_by(0, 77);
+        for state in [state::TAKEN, state::ACTIVE] {
+            pool.chunk(0).state.store(state::with(word, state), Ordering::Relaxed);
+            assert!(pool.end_chunk(pool.taken(0)));
+            assert_eq!(pool.chunk(0).state.load(Ordering::Relaxed), state::with(word, state::FULL));
+        }
+        let taken = pool.taken(0);
+        assert!(pool.is(taken) && taken.tid() == 77);
+        pool.free(0);
+        assert!(!pool.is(taken) && !pool.end_chunk(taken), "it is free");
+        let again = state::taken_by(pool.chunk(0).state.load(Ordering::Relaxed), 77);
+        pool.chunk(0).state.store(again, Ordering::Relaxed);
+        assert!(!pool.is(taken) && !pool.end_chunk(taken), "the thread has taken it again");
+        assert!(pool.end_chunk(pool.taken(0)));
     }
 }

@@ -11,8 +11,12 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
-use trapline_abi::{agent::Config, thread::Thread};
-use trapline_engine::Addr;
+use trapline_abi::{
+    agent::Config,
+    pool::{CHUNK_STRIDE_BYTES, chunk_at},
+    thread::Thread,
+};
+use trapline_engine::{Addr, AddrRange};
 use trapline_image::{ArmedSite, Entries};
 use trapline_trace::Load;
 
@@ -21,6 +25,7 @@ use crate::{
     pool::{Pool, Taken},
     remote::Remote,
     sys::{
+        maps::{self, Mapping},
         memory::Memory,
         shared::{self, SharedMemory},
     },
@@ -62,6 +67,8 @@ pub(crate) struct AgentAt {
     pub(crate) config: Addr,
     /// What the dynamic linker's report jumps to.
     pub(crate) objects_changed: Addr,
+    /// What functions begin with that can switch a sandbox on.
+    pub(crate) sandbox: Addr,
     /// A `syscall` instruction.
     pub(crate) syscall_insn: Addr,
     /// From a thread pointer to the thread's [`Thread`].
@@ -82,6 +89,10 @@ pub(crate) struct Space {
     pool_at: Addr,
     /// What is armed.
     pub(crate) loaded: Vec<Loaded>,
+    /// Whether the C library's functions that can switch a sandbox on lead to the agent.
+    pub(crate) is_sandbox_hooked: bool,
+    /// What a sandbox forbids the agent, as in [`Config::forbidden`].
+    pub(crate) forbidden: u64,
     /// Stubs that stand: a module that is mapped where it was before finds them again.
     pub(crate) stubs: HashMap<(u32, u64), Arc<Stubs>>,
 }
@@ -89,8 +100,17 @@ pub(crate) struct Space {
 impl Space {
     /// The memory of a new image with one task, of which nothing is armed yet.
     pub(crate) fn new(agent: AgentAt) -> Self {
-        let (loaded, stubs) = (Vec::new(), HashMap::new());
-        Self { tasks: 1, memory: None, pool: None, agent, pool_at: Addr::default(), loaded, stubs }
+        Self {
+            tasks: 1,
+            memory: None,
+            pool: None,
+            agent,
+            pool_at: Addr::default(),
+            loaded: Vec::new(),
+            is_sandbox_hooked: false,
+            forbidden: 0,
+            stubs: HashMap::new(),
+        }
     }
 
     /// The same, for a child that has a copy of the memory, with one task.
@@ -102,6 +122,8 @@ impl Space {
             agent: self.agent,
             pool_at: self.pool_at,
             loaded: self.loaded.clone(),
+            is_sandbox_hooked: self.is_sandbox_hooked,
+            forbidden: self.forbidden,
             stubs: self.stubs.clone(),
         }
     }
@@ -117,16 +139,29 @@ impl Space {
         self.loaded.iter().map(|load| Load { process, module: load.module.id, bias: load.bias, tsc }).collect()
     }
 
-    /// Maps `pool` where the old one is, or for the first time, and tells the agent. The thread is stopped.
-    pub(crate) fn map_pool(&mut self, remote: &mut Remote, memory: &Memory, pool: &Pool) -> io::Result<()> {
-        let fixed = if self.pool_at == Addr::default() { 0 } else { libc::MAP_FIXED };
-        let mapping = SharedMapping {
+    /// Maps `pool` where the old one is, or for the first time at one of `holes`, and tells the agent. The thread is stopped.
+    pub(crate) fn map_pool(
+        &mut self,
+        remote: &mut Remote,
+        memory: &Memory,
+        pool: &Pool,
+        holes: &[Mapping],
+    ) -> io::Result<()> {
+        let mut mapping = SharedMapping {
             path: pool.path(),
             at: self.pool_at,
             len_bytes: pool.len_bytes(),
             protection: libc::PROT_READ | libc::PROT_WRITE,
-            flags: libc::MAP_NORESERVE | fixed,
+            flags: libc::MAP_NORESERVE | libc::MAP_FIXED,
         };
+        if self.pool_at == Addr::default() {
+            let stride = CHUNK_STRIDE_BYTES as u64;
+            let near = AddrRange::new(self.agent.config, 0);
+            let hole = maps::find_hole(holes, near, mapping.len_bytes + stride);
+            let hole = hole.ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
+            mapping.at = Addr::new(hole.value().next_multiple_of(stride));
+            mapping.flags = libc::MAP_NORESERVE | libc::MAP_FIXED_NOREPLACE;
+        }
         self.pool_at = mapping.make(remote, memory)?;
         memory.write_word(self.agent.config.after(offset_of!(Config, pool)), self.pool_at.value())
     }
@@ -136,24 +171,39 @@ impl Space {
         memory.write_word(self.agent.config.after(offset_of!(Config, pool)), 0)
     }
 
-    /// Takes its chunk away from a stopped thread, if it is still this one's; it takes another one next time. Returns the chunk, which the drain has to be
-    /// told of, and the thread's innermost frame.
-    pub(crate) fn leave_chunk_of(&self, thread: Addr, tid_inside: u32) -> io::Result<(Option<Taken>, u64)> {
-        let (Some(memory), Some(pool)) = (&self.memory, &self.pool) else { return Ok((None, 0)) };
-        let mut chunk = [0; 4];
-        memory.read(thread.after(offset_of!(Thread, chunk)), &mut chunk)?;
-        let index = (u32::from_le_bytes(chunk) as usize).checked_sub(1).filter(|index| *index < pool.chunk_count());
-        let taken = index.map(|index| pool.taken(index)).filter(|taken| taken.tid == tid_inside);
-        // Position and end; the count of chunks goes on.
-        memory.write(thread, &[0; offset_of!(Thread, chunk)])?;
-        memory.write(thread.after(offset_of!(Thread, chunk)), &[0; 4])?;
-        Ok((taken, memory.read_word(thread.after(offset_of!(Thread, top)))?))
+    /// Lends the state of a stopped thread to another one, which goes on with it and with chunks of its own. Returns the chunk that was left, which the drain
+    /// has to be told of, and what [`give_back`](Self::give_back) wants.
+    pub(crate) fn lend(&self, thread: Addr, (pid, tid): (u32, u32)) -> io::Result<(Option<Taken>, Vec<u8>)> {
+        let Some(memory) = &self.memory else { return Ok((None, Vec::new())) };
+        let mut state = memory.read_vec(thread, size_of::<Thread>())?;
+        let left = self.chunk_of(&state);
+        state[offset_of!(Thread, position)..][..size_of::<u64>()].fill(0);
+        let mut borrowed = [0; offset_of!(Thread, lost)];
+        borrowed[offset_of!(Thread, pid)..][..4].copy_from_slice(&pid.to_le_bytes());
+        borrowed[offset_of!(Thread, tid)..][..4].copy_from_slice(&tid.to_le_bytes());
+        memory.write(thread, &borrowed)?;
+        Ok((left, state))
     }
 
-    /// Sets the innermost frame of a stopped thread.
-    pub(crate) fn set_top(&self, thread: Addr, top: u64) -> io::Result<()> {
-        let Some(memory) = &self.memory else { return Ok(()) };
-        memory.write_word(thread.after(offset_of!(Thread, top)), top)
+    /// The stopped thread has its state back, with the frames that were open. Returns the borrower's chunk.
+    pub(crate) fn give_back(&self, thread: Addr, state: &[u8]) -> io::Result<Option<Taken>> {
+        let Some(memory) = self.memory.as_ref().filter(|_| !state.is_empty()) else { return Ok(None) };
+        let left = self.chunk_of(&memory.read_vec(thread, size_of::<Thread>())?);
+        // Losses are the process's, and the blocks that are known to be mapped are those of both.
+        let (lost, top) = (offset_of!(Thread, lost), offset_of!(Thread, top));
+        memory.write(thread, &state[..lost])?;
+        memory.write(thread.after(top), &state[top..][..size_of::<u64>()])?;
+        Ok(left)
+    }
+
+    /// The chunk of a stopped thread, if it is still this one's.
+    fn chunk_of(&self, state: &[u8]) -> Option<Taken> {
+        let pool = self.pool.as_ref()?;
+        let word = |at: usize| state.get(at..)?.first_chunk().map(|bytes| u64::from_le_bytes(*bytes));
+        let tid = word(offset_of!(Thread, pid))? >> u32::BITS;
+        let index = chunk_at(self.pool_at.value(), pool.chunk_count(), word(offset_of!(Thread, position))?)?;
+        let taken = pool.taken(index);
+        (u64::from(taken.tid()) == tid).then_some(taken)
     }
 
     /// The thread that waits for an answer, as it sees itself.

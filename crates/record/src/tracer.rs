@@ -22,8 +22,9 @@ use crate::{
     drain::{Drain, Message, SpaceId},
     error::{Doing, Error},
     exec::{self, Linkers, NewImage, Report, Untraceable},
-    pool::Pool,
+    pool::{Pool, Taken},
     remote::Remote,
+    sandbox,
     space::Space,
     sys::{
         Tid,
@@ -46,19 +47,19 @@ struct Task {
     loading: Option<Box<NewImage>>,
     /// Its id as it sees it itself.
     tid_inside: u32,
+    /// What a sandbox forbids it, whatever it executes.
+    forbidden: u64,
     /// Its thread state, while a vfork child goes on with that.
     lent: Option<Lent>,
 }
 
 /// What a vfork child has borrowed.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Lent {
     /// Where the [`Thread`] lies.
     thread: Addr,
-    /// The frame that was innermost.
-    top: u64,
-    /// The child, as it sees itself.
-    child_inside: u32,
+    /// What it was.
+    state: Vec<u8>,
 }
 
 /// How the traced tree went.
@@ -130,7 +131,8 @@ impl<'a> Tracer<'a> {
         self.toggler = toggler.doing(|| "writing the log of switched sites".to_owned())?;
         ptrace::seize(child.pid).doing(|| format!("tracing process {}", child.pid))?;
         let process = self.new_process(child.pid, None, How::Launched);
-        let task = Task { process, space: None, loading: None, tid_inside: id_inside(child.pid), lent: None };
+        let task =
+            Task { process, space: None, loading: None, tid_inside: id_inside(child.pid), forbidden: 0, lent: None };
         self.tasks.insert(child.pid, task);
         let failure = child.go().doing(|| "starting the program".to_owned())?;
         loop {
@@ -213,7 +215,7 @@ impl<'a> Tracer<'a> {
     fn try_created(&mut self, parent: Tid, stop: Stop) -> io::Result<()> {
         let child = Tid::try_from(ptrace::event_message(parent)?).unwrap_or(0);
         let Some(task) = self.tasks.get(&parent) else { return Ok(()) };
-        let (mut process, space) = (task.process, task.space);
+        let (mut process, space, forbidden) = (task.process, task.space, task.forbidden);
         let is_thread = thread_group(child) != Some(child);
         let shares_memory =
             is_thread || spawn::share_memory(parent, child).unwrap_or(matches!(stop, Stop::Vfork | Stop::Clone));
@@ -230,7 +232,8 @@ impl<'a> Tracer<'a> {
             // A copy: the child gets a space of its own when it has stopped.
             other => other,
         };
-        let task = Task { process, space: child_space, loading: None, tid_inside: id_inside(child), lent: None };
+        let tid_inside = id_inside(child);
+        let task = Task { process, space: child_space, loading: None, tid_inside, forbidden, lent: None };
         let pid_inside = task.tid_inside;
         self.tasks.insert(child, task);
         if let (Some(space), false, true) = (space, is_thread, shares_memory) {
@@ -279,14 +282,17 @@ impl<'a> Tracer<'a> {
     /// Gives a forked child its own pool, in place of its parent's.
     fn adopt(&mut self, tid: Tid, id: SpaceId) -> io::Result<()> {
         let Some(task) = self.tasks.get(&tid) else { return Ok(()) };
-        let (process, pid_inside) = (task.process, task.tid_inside);
+        let (process, pid_inside, forbidden) = (task.process, task.tid_inside, task.forbidden);
         let Some(space) = self.spaces.get_mut(&id) else { return Ok(()) };
         let memory = Memory::open(tid)?;
         let registers = ptrace::registers(tid)?;
         memory.write(space.thread_at(registers.fs_base), &[0; RESET_BYTES])?;
+        if !sandbox::may_map(forbidden) {
+            return space.forget_pool(&memory).and(Err(io::Error::other(SANDBOXED)));
+        }
         let pool = Pool::new(self.options.chunks, self.options.on_full).map(Arc::new)?;
         let mut remote = Remote::new(tid, space.agent.syscall_insn)?;
-        let mapped = space.map_pool(&mut remote, &memory, &pool);
+        let mapped = space.map_pool(&mut remote, &memory, &pool, &[]);
         remote.finish()?;
         if let Err(error) = mapped {
             space.forget_pool(&memory)?;
@@ -305,37 +311,34 @@ impl<'a> Tracer<'a> {
     }
 
     /// A vfork child goes on with its parent's thread state, and with its own chunks.
-    fn lend_thread_state(&mut self, parent: Tid, space: SpaceId, child_inside: u32) -> io::Result<()> {
-        let Some(tid_inside) = self.tasks.get(&parent).map(|task| task.tid_inside) else { return Ok(()) };
+    fn lend_thread_state(&mut self, parent: Tid, id: SpaceId, child_inside: u32) -> io::Result<()> {
+        let (Some(space), Some(task)) = (self.spaces.get(&id), self.tasks.get_mut(&parent)) else { return Ok(()) };
         let registers = ptrace::registers(parent)?;
-        let Some(thread) = self.spaces.get(&space).map(|space| space.thread_at(registers.fs_base)) else {
-            return Ok(());
-        };
-        let top = self.leave_chunk(space, thread, tid_inside)?;
-        let Some(task) = self.tasks.get_mut(&parent) else { return Ok(()) };
-        task.lent = Some(Lent { thread, top, child_inside });
+        let thread = space.thread_at(registers.fs_base);
+        // Its only thread has the number of the process.
+        let (left, state) = space.lend(thread, (child_inside, child_inside))?;
+        task.lent = Some(Lent { thread, state });
+        self.leave_chunk(id, left);
         Ok(())
     }
 
-    /// Takes its chunk away from a stopped thread. Returns its innermost frame.
-    fn leave_chunk(&self, id: SpaceId, thread: Addr, tid_inside: u32) -> io::Result<u64> {
-        let Some(space) = self.spaces.get(&id) else { return Ok(0) };
-        let (taken, top) = space.leave_chunk_of(thread, tid_inside)?;
-        if let Some(taken) = taken {
+    /// Tells the drain that a thread does not go on with its chunk.
+    fn leave_chunk(&self, id: SpaceId, left: Option<Taken>) {
+        if let Some(taken) = left {
             self.drain.tell(Message::ChunkEnded(id, taken));
         }
-        Ok(top)
     }
 
     fn vfork_done(&mut self, parent: Tid) {
         if let Some(task) = self.tasks.get_mut(&parent)
-            && let Some(Lent { thread, top, child_inside }) = task.lent.take()
+            && let Some(Lent { thread, state }) = task.lent.take()
             && let Some(id) = task.space
-            && let left = self.leave_chunk(id, thread, child_inside)
             && let Some(space) = self.spaces.get(&id)
-            && let Err(error) = left.and_then(|_| space.set_top(thread, top))
         {
-            self.note_failure(parent, &error);
+            match space.give_back(thread, &state) {
+                Ok(left) => self.leave_chunk(id, left),
+                Err(error) => self.note_failure(parent, &error),
+            }
         }
         resume(parent, 0);
     }
@@ -357,7 +360,12 @@ impl<'a> Tracer<'a> {
         self.drain.write(move |writer| writer.exit(old, None, tsc));
         task.process = self.new_process(tid, Some(old), How::Exec);
         task.space = None;
-        task.loading = match exec::prepare(tid, self.armory.agent_path(), &mut self.linkers) {
+        let prepared = if sandbox::may_map(task.forbidden) {
+            exec::prepare(tid, self.armory.agent_path(), &mut self.linkers)
+        } else {
+            Err(Untraceable(SANDBOXED.to_owned()))
+        };
+        task.loading = match prepared {
             Ok(image) => Some(Box::new(image)),
             Err(reason) => {
                 self.note_untraced(tid, reason);
@@ -427,8 +435,9 @@ impl<'a> Tracer<'a> {
 
     fn arm(&mut self, tid: Tid, image: &NewImage, memory: Memory) -> Result<Vec<i32>, Untraceable> {
         let Some(task) = self.tasks.get(&tid) else { return Ok(Vec::new()) };
-        let (process, pid_inside) = (task.process, task.tid_inside);
-        let (space, signals) = self.armory.arm_image(tid, process, image, memory, self.options, self.drain)?;
+        let (process, pid_inside, forbidden) = (task.process, task.tid_inside, task.forbidden);
+        let (mut space, signals) = self.armory.arm_image(tid, process, image, memory, self.options, self.drain)?;
+        space.forbid(forbidden)?;
         let id = SpaceId(self.next_space);
         self.next_space += 1;
         if let Some(pool) = &space.pool {
@@ -466,7 +475,11 @@ impl<'a> Tracer<'a> {
         let Some(id) = self.requests.remove(&tid) else { return resume(tid, 0) };
         let process = self.tasks.get(&tid).map(|task| task.process);
         let mut signals = Vec::new();
-        if let (Some(process), Some(space)) = (process, self.spaces.get_mut(&id)) {
+        if let Some(filter) = self.spaces.get(&id).and_then(Space::sandbox_request) {
+            if let Err(error) = self.sandboxed(tid, id, filter) {
+                self.note_failure(tid, &error);
+            }
+        } else if let (Some(process), Some(space)) = (process, self.spaces.get_mut(&id)) {
             match self.armory.arm_changes(tid, process, space, self.options, self.drain) {
                 Ok(found) => signals = found,
                 Err(reason) => self.note_untraced(tid, reason),
@@ -476,6 +489,17 @@ impl<'a> Tracer<'a> {
             space.answer();
         }
         resume_with(tid, &signals);
+    }
+
+    /// A thread is about to switch a sandbox on.
+    fn sandboxed(&mut self, tid: Tid, id: SpaceId, filter: Addr) -> io::Result<()> {
+        let Some(space) = self.spaces.get_mut(&id) else { return Ok(()) };
+        space.prepare_for_sandbox(tid, filter)?;
+        // One thread's filter is every thread's, as far as we make use of it.
+        for task in self.tasks.values_mut().filter(|task| task.space == Some(id)) {
+            task.forbidden |= space.forbidden;
+        }
+        Ok(())
     }
 
     fn ended(&mut self, tid: Tid, stop: Stop) {
@@ -525,6 +549,9 @@ impl<'a> Tracer<'a> {
         }
     }
 }
+
+/// Why a program is not traced, or a child.
+const SANDBOXED: &str = "it is in a sandbox that forbids to map memory";
 
 /// How often the tracer looks around, whatever happens.
 const AT_LEAST: Duration = Duration::from_secs(1);

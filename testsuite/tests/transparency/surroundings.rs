@@ -52,15 +52,18 @@ fn standard_input_and_relative_paths_reach_the_program() {
 }
 
 #[test]
-#[ignore = "the agent makes system calls of its own when a chunk is full"]
 fn strict_seccomp_forbids_nothing_that_we_need() {
     Check::of(Program::of(&["sandbox.c"])).run();
 }
 
 #[test]
-#[ignore = "under a filter without mmap, calls are recorded without their returns"]
 fn a_seccomp_filter_forbids_nothing_that_we_need() {
     Check::of(Program::of(&["sandbox_filter.c"])).run();
+}
+
+#[test]
+fn a_child_in_a_sandbox_runs_on_unrecorded() {
+    Check::of(Program::of(&["sandbox_fork.c"])).run();
 }
 
 /// There is one tracer a process: a program that traces its own child cannot while it is recorded, and is told by the kernel's usual answer.

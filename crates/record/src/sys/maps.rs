@@ -15,6 +15,8 @@ pub(crate) struct Mapping {
     pub(crate) range: AddrRange,
     /// Whether code may run there.
     pub(crate) is_executable: bool,
+    /// Whether it can be written, is no file's, and the process's own.
+    pub(crate) is_private_memory: bool,
     /// Where in the file it begins, in bytes.
     pub(crate) offset: u64,
     /// The file's number in its file system; 0 for memory that is no file's.
@@ -32,11 +34,13 @@ impl Mapping {
         let (offset, rest) = rest.split_once(' ')?;
         let (_device, rest) = rest.split_once(' ')?;
         let (inode, path) = rest.split_once(' ').unwrap_or((rest, ""));
+        let inode = inode.parse().ok()?;
         Some(Self {
             range: AddrRange { start: Addr::new(hex(start)?), end: Addr::new(hex(end)?) },
             is_executable: permissions.as_bytes().get(2) == Some(&b'x'),
+            is_private_memory: matches!(permissions.as_bytes(), [_, b'w', _, b'p']) && inode == 0,
             offset: hex(offset)?,
-            inode: inode.parse().ok()?,
+            inode,
             path: PathBuf::from(path.trim_start()),
         })
     }
@@ -96,7 +100,7 @@ mod tests {
 
     fn mapping(start: u64, end: u64) -> Mapping {
         let range = AddrRange { start: Addr::new(start), end: Addr::new(end) };
-        Mapping { range, is_executable: true, offset: 0, inode: 0, path: PathBuf::new() }
+        Mapping { range, is_executable: true, is_private_memory: false, offset: 0, inode: 0, path: PathBuf::new() }
     }
 
     #[test]
@@ -105,9 +109,13 @@ mod tests {
         let read = Mapping::parse(line).unwrap();
         assert_eq!(read.range, AddrRange { start: Addr::new(0x7f_0000_0000), end: Addr::new(0x7f_0000_1000) });
         assert!(read.is_executable);
-        assert_eq!((read.offset, read.inode, read.path), (0x2000, 1234, PathBuf::from("/usr/lib/a b.so (deleted)")));
+        assert_eq!(
+            (read.offset, read.inode, read.path.clone()),
+            (0x2000, 1234, PathBuf::from("/usr/lib/a b.so (deleted)"))
+        );
         let anonymous = Mapping::parse("10000-20000 rw-p 00000000 00:00 0 ").unwrap();
         assert_eq!((anonymous.is_executable, anonymous.path), (false, PathBuf::new()));
+        assert!(anonymous.is_private_memory && !read.is_private_memory);
         assert_eq!(Mapping::parse("nonsense"), None);
     }
 

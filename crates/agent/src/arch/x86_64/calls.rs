@@ -2,21 +2,33 @@
 
 use core::mem::offset_of;
 
-use super::{OnFull, PoolHeader, Thread, global_asm};
+use super::{CHUNK_BYTES, OnFull, PoolHeader, Thread, global_asm, number_of::PLACE_IN_AH};
 
 global_asm!(
     r#"
     .hidden trapline_record
     .hidden trapline_prepare
     .hidden trapline_changed
+    .hidden trapline_about_to_call
     .pushsection .text.trapline,"ax",@progbits
 
     # A record found no place. rcx: the thread's state; esi: the record's kind and payload. rax, rcx, rdx and rsi are lost.
-    # Decides here what needs no more than a look, as every event does that when nobody drains any more, or events are to be left out.
+    # Takes the reservation back, so that many of them do not add up to something that looks like a place: unless a signal handler has taken a chunk
+    # since, which is one instruction's question. Then decides here what needs no more than a look, as every event does that when nobody drains any
+    # more, or events are to be left out.
     .p2align 4
+    .hidden trapline_record_full
+    .globl trapline_record_full
     .type trapline_record_full, @function
 trapline_record_full:
     .cfi_startproc
+    mov rax, qword ptr fs:[rcx + {POSITION}]
+    test ah, {PLACE_IN_AH}
+    jnz 4f
+    mov rdx, rax
+    and rdx, -{CHUNK_BYTES}
+    cmpxchg qword ptr fs:[rcx + {POSITION}], rdx
+4:
     mov rdx, qword ptr [rip + trapline_config]
     test rdx, rdx
     jz 3f
@@ -24,8 +36,12 @@ trapline_record_full:
     jne 3f
     cmp dword ptr [rdx + {ON_FULL}], {DROP}
     jne 2f
-    cmp dword ptr [rdx + {FREE_HEAD}], 0
+    cmp dword ptr [rdx + {FREE_CHUNKS}], 0
     jne 2f
+    # A chunk that is full has to be given up first. A timeless thread's is elsewhere.
+    mov rax, qword ptr fs:[rcx + {POSITION}]
+    or rax, qword ptr fs:[rcx + {IS_TIMELESS}]
+    jnz 2f
     lock inc qword ptr [rdx + {LOST_FULL}]
     inc qword ptr fs:[rcx + {LOST}]
 3:
@@ -37,6 +53,9 @@ trapline_record_full:
 
     # Calls the function in rax with rsi as its argument, and returns its result. rcx, rdx and rsi are lost, all else is kept: the other registers
     # that a function may change, the flags, and the low halves of the vector registers, whose upper halves the compiler does not use.
+    .hidden trapline_in_rust
+    .globl trapline_in_rust
+    .type trapline_in_rust, @function
 trapline_in_rust:
     .cfi_startproc
     push rbp
@@ -96,6 +115,33 @@ trapline_objects_changed:
     .cfi_endproc
     .size trapline_objects_changed, . - trapline_objects_changed
 
+    # Called by the stubs of functions that can switch a sandbox on, with their arguments. Keeps every register.
+    .p2align 4
+    .hidden trapline_sandbox
+    .globl trapline_sandbox
+    .type trapline_sandbox, @function
+trapline_sandbox:
+    .cfi_startproc
+    .cfi_def_cfa_offset 16
+    "#,
+    push!("rax"),
+    push!("rcx"),
+    push!("rdx"),
+    push!("rsi"),
+    push!("rdi"),
+    "mov rsi, rsp",
+    "lea rax, [rip + trapline_about_to_call]",
+    "call trapline_in_rust",
+    pop!("rdi"),
+    pop!("rsi"),
+    pop!("rdx"),
+    pop!("rcx"),
+    pop!("rax"),
+    r#"
+    ret
+    .cfi_endproc
+    .size trapline_sandbox, . - trapline_sandbox
+
     .hidden trapline_syscall
     .globl trapline_syscall
     .type trapline_syscall, @function
@@ -108,7 +154,11 @@ trapline_syscall:
     CLOSED = const offset_of!(PoolHeader, closed),
     ON_FULL = const offset_of!(PoolHeader, on_full),
     DROP = const OnFull::Drop as u32,
-    FREE_HEAD = const offset_of!(PoolHeader, free_head),
+    FREE_CHUNKS = const offset_of!(PoolHeader, free_chunks),
+    POSITION = const offset_of!(Thread, position),
+    IS_TIMELESS = const offset_of!(Thread, is_timeless),
+    PLACE_IN_AH = const PLACE_IN_AH,
+    CHUNK_BYTES = const CHUNK_BYTES,
     LOST_FULL = const offset_of!(PoolHeader, lost_full),
     LOST = const offset_of!(Thread, lost),
 );

@@ -26,12 +26,13 @@ trapline_thread_told:
     .hidden trapline_config
     .globl trapline_config
     .type trapline_config, @object
-    .size trapline_config, 24
+    .size trapline_config, 32
 trapline_config:
     .quad 0
     .quad -1
     # `object.rs` moves the relocation of `trapline_thread_told` here: GNU ld relocates no such word in a shared object, but only its own table.
     .quad {TOLD}
+    .quad 0
     .popsection
     "#,
     TOLD = const TOLD,
@@ -54,19 +55,26 @@ const TOLD: u64 = u64::from_le_bytes(*b"trapline");
 unsafe extern "C" {
     /// A `Config`: the pool's address comes first.
     #[link_name = "trapline_config"]
-    static CONFIG: [AtomicU64; 3];
+    static CONFIG: [AtomicU64; 4];
 }
 
-const _: () = assert!(size_of::<trapline_abi::agent::Config>() == 24);
+const _: () = assert!(size_of::<trapline_abi::agent::Config>() == 32);
 const _: () = assert!(core::mem::offset_of!(trapline_abi::agent::Config, pool) == 0);
 const _: () = assert!(core::mem::offset_of!(trapline_abi::agent::Config, max_depth) == 8);
 const _: () = assert!(core::mem::offset_of!(trapline_abi::agent::Config, thread_offset) == 16);
+const _: () = assert!(core::mem::offset_of!(trapline_abi::agent::Config, forbidden) == 24);
 
 /// Where the pool is mapped; `None` before it is.
 pub fn config_pool() -> &'static AtomicU64 {
     // SAFETY: the static is defined above, is aligned, and is only ever accessed atomically by this program; the recorder writes it while the
     // program stands still.
     unsafe { &CONFIG[0] }
+}
+
+/// What a sandbox forbids the agent: a bit for each of the `CALLS`.
+pub fn config_forbidden() -> &'static AtomicU64 {
+    // SAFETY: as in `config_pool`; the program's threads write it too.
+    unsafe { &CONFIG[3] }
 }
 
 /// The state of the calling thread.

@@ -27,7 +27,7 @@ use trapline_abi::{agent::Config, record::kind};
 use super::{
     ADDRESS_BITS, BLOCK_SHIFT, DEPTH_BITS, PAYLOAD_BITS, SHADOW_BASE, SHADOW_OUTER, SHADOW_RETURN, SITE_ID_OFFSET,
     SLOT_SHIFT, Thread, global_asm,
-    number_of::{ABOVE_ADDRESS, DEPTH_MASK, UPPER_TSC_BITS},
+    number_of::{ABOVE_ADDRESS, DEPTH_MASK, PLACE_IN_AH, UPPER_TSC_BITS},
 };
 use crate::frames::Prepared;
 
@@ -225,7 +225,7 @@ global_asm!(
     ),
     ".popsection",
     POSITION = const offset_of!(Thread, position),
-    END = const offset_of!(Thread, end),
+    PLACE_IN_AH = const PLACE_IN_AH,
     TOP = const offset_of!(Thread, top),
     BLOCKS = const offset_of!(Thread, blocks),
     MAX_DEPTH = const offset_of!(Config, max_depth),

@@ -27,7 +27,7 @@ use trapline_abi::record::kind;
 
 use super::{
     ADDRESS_BITS, PAYLOAD_BITS, SHADOW_BASE, SHADOW_OUTER, SHADOW_RETURN, Thread, global_asm,
-    number_of::{ABOVE_ADDRESS, DEPTH_MASK, UPPER_TSC_BITS},
+    number_of::{ABOVE_ADDRESS, DEPTH_MASK, PLACE_IN_AH, UPPER_TSC_BITS},
 };
 
 global_asm!(
@@ -92,7 +92,7 @@ trapline_return:
     .popsection
     "#,
     POSITION = const offset_of!(Thread, position),
-    END = const offset_of!(Thread, end),
+    PLACE_IN_AH = const PLACE_IN_AH,
     TOP = const offset_of!(Thread, top),
     SHADOW_BASE = const SHADOW_BASE,
     SHADOW_RETURN = const SHADOW_RETURN,

@@ -7,7 +7,7 @@ use core::arch::{asm, global_asm};
 
 use trapline_abi::{
     agent::SITE_ID_OFFSET,
-    pool::{OnFull, PoolHeader},
+    pool::{CHUNK_BYTES, OnFull, PoolHeader},
     record::{DEPTH_BITS, KIND_SHIFT, PAYLOAD_BITS, TSC_BITS},
     thread::{ADDRESS_BITS, BLOCK_SHIFT, SHADOW_BASE, SHADOW_OUTER, SHADOW_RETURN, SLOT_SHIFT, Thread},
 };
@@ -21,7 +21,7 @@ mod data;
 mod entries;
 mod leave;
 
-pub use data::{config_pool, thread};
+pub use data::{config_forbidden, config_pool, thread};
 
 /// A system call. Neither `errno` nor any memory but what the call itself writes is touched.
 ///
@@ -54,35 +54,40 @@ pub fn tsc() -> u64 {
     unsafe { core::arch::x86_64::_rdtsc() }
 }
 
-/// Numbers of system calls (`arch/x86/entry/syscalls/syscall_64.tbl`).
-pub mod number {
-    /// `mmap`.
-    pub const MMAP: u64 = 9;
-    /// `munmap`.
-    pub const MUNMAP: u64 = 11;
-    /// `rt_sigprocmask`.
-    pub const RT_SIGPROCMASK: u64 = 14;
-    /// `madvise`.
-    pub const MADVISE: u64 = 28;
-    /// `nanosleep`.
-    pub const NANOSLEEP: u64 = 35;
-    /// `getpid`.
-    pub const GETPID: u64 = 39;
-    /// `kill`.
-    pub const KILL: u64 = 62;
-    /// `sigaltstack`.
-    pub const SIGALTSTACK: u64 = 131;
-    /// `gettid`.
-    pub const GETTID: u64 = 186;
-    /// `futex`.
-    pub const FUTEX: u64 = 202;
-    /// `clock_gettime`.
-    pub const CLOCK_GETTIME: u64 = 228;
+/// Makes two adjacent words `new` if they are `expected`, in one instruction: not atomic towards other threads.
+///
+/// # Safety
+/// `words` is aligned to 16 bytes, leads to memory that may be read and written, and is changed by the calling thread alone.
+pub unsafe fn exchange_pair(words: *mut u64, expected: (u64, u64), new: (u64, u64)) -> bool {
+    let is_done: u8;
+    // SAFETY: (1) every 64-bit processor that Linux 4.16 and later is used on has the instruction; (2) rbx is put back; (3) the memory is the caller's
+    // promise.
+    unsafe {
+        asm!(
+            "xchg rbx, rsi",
+            "cmpxchg16b xmmword ptr [rdi]",
+            "mov rbx, rsi",
+            "sete r8b",
+            in("rdi") words,
+            inout("rsi") new.0 => _,
+            in("rcx") new.1,
+            inout("rax") expected.0 => _,
+            inout("rdx") expected.1 => _,
+            out("r8b") is_done,
+            options(nostack),
+        );
+    }
+    is_done != 0
+}
+
+/// Tells the processor that this thread spins.
+pub fn relax() {
+    core::hint::spin_loop();
 }
 
 /// Shifts and masks as machine code needs them.
 mod number_of {
-    use super::{ADDRESS_BITS, DEPTH_BITS, KIND_SHIFT, PAYLOAD_BITS, TSC_BITS};
+    use super::{ADDRESS_BITS, CHUNK_BYTES, DEPTH_BITS, KIND_SHIFT, PAYLOAD_BITS, TSC_BITS};
 
     /// A record's upper half is `(kind << PAYLOAD_BITS | payload) << UPPER_TSC_BITS | tsc >> 32`.
     pub(super) const UPPER_TSC_BITS: u32 = TSC_BITS - 32;
@@ -90,8 +95,11 @@ mod number_of {
     pub(super) const DEPTH_MASK: u32 = (1 << DEPTH_BITS) - 1;
     /// What shifts out the bits that are above an address.
     pub(super) const ABOVE_ADDRESS: u32 = 64 - ADDRESS_BITS;
+    /// The bit of a place, in the second byte of its address.
+    pub(super) const PLACE_IN_AH: usize = CHUNK_BYTES >> 8;
 
     // `mov sil, dl` takes the time's bits 32 to 39.
     const _: () = assert!(UPPER_TSC_BITS == 8);
+    const _: () = assert!(PLACE_IN_AH < 256 && PLACE_IN_AH << 8 == CHUNK_BYTES);
     const _: () = assert!(KIND_SHIFT == PAYLOAD_BITS + TSC_BITS);
 }

@@ -56,7 +56,7 @@ macro_rules! shadow_of_rdx {
 }
 
 /// rax = a place for a record, which nobody else will take: a signal handler that comes between any two instructions takes the next one.
-/// Places at and behind the end are none.
+/// It is none if `is_place` says so; nothing that happens to the thread's chunk from here on changes that.
 macro_rules! reserve {
     () => {
         concat!("mov eax, 8\n", "xadd qword ptr fs:[rcx + {POSITION}], rax\n")
@@ -71,8 +71,8 @@ macro_rules! write_record {
             "or esi, {",
             $kind,
             "} << {PAYLOAD_BITS}\n",
-            "cmp rax, qword ptr fs:[rcx + {END}]\n",
-            "jae ",
+            "test ah, {PLACE_IN_AH}\n",
+            "jz ",
             $full,
             "\n",
             "mov rcx, rax\n",
