@@ -61,7 +61,7 @@ fn backtraces_show_the_same_frames() {
 
 #[test]
 fn longjmp_leaves_traced_frames() {
-    Check::of(Program::of(&["longjmp.c"])).run();
+    Check::of(Program::of(&["longjmp.c"])).leaves_anywhere().run();
 }
 
 #[test]
