@@ -9,7 +9,7 @@ Usage: cargo xtask VERB
 
   setup [--skip-i686]           make a Debian machine ready for `test`: install what is missing, as root;
                                 otherwise print the commands that would
-  test [--quick] [--skip-i686]  everything that must hold: lints, tests, models and stress, 64 and 32 bit
+  test [--quick] [--skip-i686]  everything that must hold: lints, tests, models, stress and fidelity, 64 and 32 bit
   lint [--skip-i686]            formatting, clippy, documentation and the text rules
   bench [ARGUMENTS]             the benchmarks; arguments go to `cargo bench`
   kernel-test [OPTIONS]         the engine in a kernel of its own, in QEMU, 64 and 32 bit: --arch x86_64|i386,
@@ -18,7 +18,7 @@ Usage: cargo xtask VERB
                                 the trace says
   help                          this text
 
-  --quick      leave out what needs a release build: models and stress
+  --quick      leave out what needs a release build: models, stress and fidelity
   --skip-i686  leave out what needs a 32-bit compiler, target or kernel
   Both are refused under CI=true.
 ";

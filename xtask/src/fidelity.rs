@@ -1,18 +1,19 @@
 //! `cargo xtask fidelity`: every call of every traced function of real programs is in the trace, no more and no fewer.
 //!
 //! Callgrind interprets a program and counts how often each instruction was executed. A function was called as often as its first instruction was
-//! executed, which is known exactly, for stripped programs too; the trace has to say the same of each traced function. The programs are such that two
-//! runs do the same: fixed environment, no randomised hashes, folders of their own. [`callgrind`] reads callgrind's file, [`compare`] is the pure
-//! verdict, [`PROGRAMS`] says what runs.
+//! executed, which is known exactly, for stripped programs too; the trace has to say the same of each traced function. Both runs do the same:
+//! [`Surroundings`] says what that takes. [`callgrind`] reads callgrind's file, [`compare`] is the pure verdict, [`PROGRAMS`] says what runs.
 //!
-//! A function may be jumped to behind its `endbr`, by a loop of its own to its head. That is no execution of its first instruction, and yet one that
-//! passes the site; it is counted apart and printed.
+//! A loop to a function's own head passes the site, and so it is a call in the trace. If it goes to the first instruction, callgrind counts it as well; if
+//! it goes behind the `endbr`, it does not, and the trace has to have as many calls as there were executions of the instruction there. Either is
+//! counted apart and printed.
 //!
-//! Negative control: in a second run a function is left out, and the comparison has to find exactly that one.
+//! Negative control: in a second run a function is left out, and the comparison has to find exactly that one beside what it has found before.
 
 mod callgrind;
 mod compare;
 mod input;
+mod surroundings;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -26,7 +27,9 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::{packages, workspace_root};
+use callgrind::Counts;
 use compare::{Calls, Verdict};
+use surroundings::Surroundings;
 
 /// A program that does the same in every run.
 #[derive(Debug)]
@@ -35,21 +38,36 @@ struct Program {
     command: &'static [&'static str],
     /// Libraries that hold the program's work: compared as well. File names up to the version.
     libraries: &'static [&'static str],
+    /// What it does depends on addresses in its heap. This command prints where that begins.
+    heap: Option<&'static [&'static str]>,
 }
 
 const PROGRAMS: &[Program] = &[
-    Program { name: "xz", command: &["/usr/bin/xz", "-T1", "-2", "-c", "numbers.txt"], libraries: &["liblzma.so"] },
-    Program { name: "gzip", command: &["/usr/bin/gzip", "-6", "-c", "numbers.txt"], libraries: &[] },
-    Program { name: "bzip2", command: &["/usr/bin/bzip2", "-c", "numbers.txt"], libraries: &["libbz2.so"] },
+    Program::new("xz", &["/usr/bin/xz", "-T1", "-2", "-c", "numbers.txt"]).with(&["liblzma.so"]),
+    Program::new("gzip", &["/usr/bin/gzip", "-6", "-c", "numbers.txt"]),
+    Program::new("bzip2", &["/usr/bin/bzip2", "-c", "numbers.txt"]).with(&["libbz2.so"]),
+    Program::new("sqlite3", &["/usr/bin/sqlite3", ":memory:", ".read inserts.sql"]).with(&["libsqlite3.so"]),
     Program {
-        name: "sqlite3",
-        command: &["/usr/bin/sqlite3", ":memory:", ".read inserts.sql"],
-        libraries: &["libsqlite3.so"],
+        heap: Some(&["/usr/bin/python3", "-S", "-c", PYTHON_HEAP]),
+        ..Program::new("python3", &["/usr/bin/python3", "-S", "work.py"])
     },
-    Program { name: "python3", command: &["/usr/bin/python3", "-S", "work.py"], libraries: &[] },
-    Program { name: "perl", command: &["/usr/bin/perl", "work.pl"], libraries: &[] },
-    Program { name: "gawk", command: &["/usr/bin/gawk", "-f", "work.awk", "numbers.txt"], libraries: &[] },
+    Program::new("perl", &["/usr/bin/perl", "work.pl"]),
+    Program::new("gawk", &["/usr/bin/gawk", "-f", "work.awk", "numbers.txt"]),
 ];
+
+/// Valgrind has its memory executable, and nothing else of a program's.
+const PYTHON_HEAP: &str =
+    "print(int(next(m for m in open('/proc/self/maps') if '[heap]' in m or ' rwxp ' in m).split('-')[0], 16))";
+
+impl Program {
+    const fn new(name: &'static str, command: &'static [&'static str]) -> Self {
+        Self { name, command, libraries: &[], heap: None }
+    }
+
+    const fn with(self, libraries: &'static [&'static str]) -> Self {
+        Self { libraries, ..self }
+    }
+}
 
 const NEEDS: &[packages::Need] = &[
     ("/usr/bin/valgrind", "valgrind"),
@@ -70,6 +88,7 @@ pub(crate) fn run(names: &[String]) -> Result<ExitCode> {
     let trapline = build_trapline()?;
     let folder = Folder::create()?;
     input::write(&folder.inputs())?;
+    let plain = Surroundings::new(&folder.inputs())?;
     let mut failures = 0_usize;
     let mut compared = 0_usize;
     println!(
@@ -77,14 +96,25 @@ pub(crate) fn run(names: &[String]) -> Result<ExitCode> {
         "program", "functions", "equal", "different", "called", "calls"
     );
     for program in PROGRAMS.iter().filter(|program| names.is_empty() || names.iter().any(|name| name == program.name)) {
-        let exact = exact_counts(program, &folder)?;
-        let trace = record(&trapline, program, &folder, &[])?;
-        let verdict = compare::compare(&trace.traced, &exact, &trace.calls);
-        print_verdict(program.name, &verdict, &trace);
+        let around = match program.heap {
+            Some(command) => &plain.clone().with_heap_of(command)?,
+            None => &plain,
+        };
+        let exact = exact_counts(program, &folder, around)?;
+        let trace = record(&trapline, program, &folder, around, &[])?;
+        let verdict = compare::compare(&trace.traced, &exact.executed, &trace.calls);
+        print_verdict(program.name, &verdict, &trace, &exact);
         failures += verdict.different.len();
         compared += verdict.compared;
         ensure!(verdict.compared > 0, "no function of {} is traced, so nothing was compared", program.name);
-        failures += usize::from(!control(&trapline, program, &folder, &exact, &trace)?);
+        let left_out = to_leave_out(&trace, &verdict, &exact.executed)
+            .with_context(|| format!("{} calls no function that could be left out", program.name))?;
+        let partial = record(&trapline, program, &folder, around, &["-N", &trace.names[left_out]])?;
+        let control = compare::compare(&trace.traced, &exact.executed, &partial.calls);
+        if !verdict.is_found_by(&control, left_out) {
+            println!("  the comparison is blind: {left_out:?} was left out, and it found {:?}", control.different);
+            failures += 1;
+        }
     }
     if failures > 0 {
         eprintln!("fidelity: {failures} differences");
@@ -94,7 +124,7 @@ pub(crate) fn run(names: &[String]) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn print_verdict(name: &str, verdict: &Verdict, trace: &Trace) {
+fn print_verdict(name: &str, verdict: &Verdict, trace: &Trace, exact: &Counts) {
     println!(
         "{name:<10} {:>10} {:>10} {:>10} {:>12} {:>14}",
         verdict.compared,
@@ -110,98 +140,42 @@ fn print_verdict(name: &str, verdict: &Verdict, trace: &Trace) {
     if !verdict.looped.is_empty() {
         println!("  {} of them also loop to behind their endbr, {} times in all", verdict.looped.len(), verdict.loops);
     }
+    let loops = |place: &(String, u64)| exact.jumps(place, &(place.1..place.1 + trace.sizes[place]));
+    let loops = trace.traced.iter().map(loops).filter(|count| *count > 0);
+    let (looping, times) = loops.fold((0_u64, 0_u64), |(looping, times), count| (looping + 1, times + count));
+    if looping > 0 {
+        println!("  {looping} of them loop to their first instruction, {times} times in all");
+    }
     for (cause, count) in &trace.lost {
         println!("  lost by {cause}: {count}");
     }
 }
 
-/// Leaves one function out, and says whether the comparison finds that, and nothing else.
-fn control(trapline: &Path, program: &Program, folder: &Folder, exact: &Calls, whole: &Trace) -> Result<bool> {
-    // One that is called, but not the hottest: whatever is done to it must not be lost in the crowd.
-    let called = whole.traced.iter().filter(|&place| exact.get(place).is_some_and(|&count| count > 0));
-    let alone = |place: &&(String, u64)| {
-        let name = &whole.names[*place];
-        whole.names.values().filter(|other| *other == name).count() == 1 && !name.contains(['*', '?', '['])
+/// A function for the negative control: called, but not hot, since a difference must not be lost in the crowd; and with a name of its own.
+fn to_leave_out<'a>(trace: &'a Trace, verdict: &Verdict, executed: &Calls) -> Option<&'a (String, u64)> {
+    let count = |place| executed.get(place).copied().unwrap_or_default();
+    let is_alone = |place: &(String, u64)| {
+        let name = &trace.names[place];
+        trace.names.values().filter(|other| *other == name).count() == 1 && !name.contains(['*', '?', '['])
     };
-    let Some(place) = called.filter(alone).min_by_key(|&place| exact[place]) else {
-        bail!("{} calls no function that could be left out", program.name);
-    };
-    let trace = record(trapline, program, folder, &["-N", &whole.names[place]])?;
-    let verdict = compare::compare(&whole.traced, exact, &trace.calls);
-    let found: Vec<&(String, u64)> = verdict.different.keys().collect();
-    let is_found = found == [place];
-    if !is_found {
-        println!("  the comparison is blind: {place:?} was left out, and it found {found:?}");
-    }
-    Ok(is_found)
+    let candidates = trace.traced.iter().filter(|&place| count(place) > 0 && !verdict.different.contains_key(place));
+    candidates.filter(|&place| is_alone(place)).min_by_key(|&place| count(place))
 }
 
 /// What `report` and `functions` say of a trace.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Trace {
     calls: Calls,
     traced: BTreeSet<(String, u64)>,
     names: BTreeMap<(String, u64), String>,
+    /// In bytes.
+    sizes: BTreeMap<(String, u64), u64>,
     lost: BTreeMap<String, u64>,
 }
 
-const CALLGRIND: [&str; 6] = [
-    "/usr/bin/valgrind",
-    "--quiet",
-    "--tool=callgrind",
-    "--dump-instr=yes",
-    "--compress-strings=no",
-    "--compress-pos=no",
-];
-
-/// What programs have in their environment under callgrind: valgrind adds variables, and a script that reads its environment makes more calls then.
-fn environment(folder: &Folder) -> Result<Vec<(String, String)>> {
-    let mut command = Command::new(CALLGRIND[0]);
-    command.args(&CALLGRIND[1..]).args(["--callgrind-out-file=/dev/null", "/usr/bin/env", "-0"]);
-    command.env_clear().envs(given()).current_dir(folder.inputs()).stdin(Stdio::null());
-    let printed = finish(command, "`env` under callgrind")?;
-    let printed = String::from_utf8(printed).context("the environment under callgrind is not UTF-8")?;
-    let variables = printed.split_terminator('\0').filter_map(|variable| variable.split_once('='));
-    Ok(variables.map(|(name, value)| (name.to_owned(), value.to_owned())).collect())
-}
-
-/// With randomised hashes, two runs differ. No PATH: the programs start no other.
-const ENVIRONMENT: &[(&str, &str)] = &[
-    ("HOME", "/nonexistent"),
-    ("LANG", "C"),
-    ("PYTHONHASHSEED", "0"),
-    ("PERL_HASH_SEED", "0"),
-    ("PYTHONDONTWRITEBYTECODE", "1"),
-];
-
-fn given() -> Vec<(String, String)> {
-    ENVIRONMENT.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect()
-}
-
-/// The command of a program in its fixed surroundings, behind other words.
-fn command(program: &Program, before: &[OsString], folder: &Folder, environment: &[(String, String)]) -> Command {
-    let mut words = before.iter().cloned().chain(program.command.iter().map(OsString::from));
-    let mut command = Command::new(words.next().expect("a command"));
-    command.args(words).env_clear().current_dir(folder.inputs());
-    command.envs(environment.iter().map(|(name, value)| (name, value)));
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    command
-}
-
-fn finish(mut command: Command, what: &str) -> Result<Vec<u8>> {
-    let output = command.output().with_context(|| format!("starting {what}"))?;
-    let errors = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{what} ended with {}: {}", output.status, errors.trim());
-    Ok(output.stdout)
-}
-
-fn exact_counts(program: &Program, folder: &Folder) -> Result<Calls> {
+fn exact_counts(program: &Program, folder: &Folder, around: &Surroundings) -> Result<Counts> {
     let file = folder.path.join("callgrind.out");
-    let mut out: OsString = "--callgrind-out-file=".into();
-    out.push(&file);
-    let mut words: Vec<OsString> = CALLGRIND.iter().map(OsString::from).collect();
-    words.push(out);
-    finish(command(program, &words, folder, &given()), &format!("{} under callgrind", program.name))?;
+    around.interpret(program.command, &file)?;
     let text = fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
     callgrind::counts(&text, |object| module(program, object))
 }
@@ -216,7 +190,13 @@ fn module(program: &Program, path: &str) -> Option<String> {
     is_compared.then(|| name.to_owned())
 }
 
-fn record(trapline: &Path, program: &Program, folder: &Folder, options: &[&str]) -> Result<Trace> {
+fn record(
+    trapline: &Path,
+    program: &Program,
+    folder: &Folder,
+    around: &Surroundings,
+    options: &[&str],
+) -> Result<Trace> {
     let file = folder.path.join("trace");
     let mut words: Vec<OsString> =
         vec![trapline.into(), "record".into(), "--quiet".into(), "-o".into(), file.clone().into()];
@@ -225,10 +205,9 @@ fn record(trapline: &Path, program: &Program, folder: &Folder, options: &[&str])
     );
     words.extend(options.iter().map(OsString::from));
     words.push("--".into());
-    finish(command(program, &words, folder, &folder.environment), &format!("{} under trapline", program.name))?;
+    around.execute(&words, program.command)?;
     let report = ask(trapline, "report", &file)?;
-    let mut trace =
-        Trace { calls: Calls::new(), traced: BTreeSet::new(), names: BTreeMap::new(), lost: BTreeMap::new() };
+    let mut trace = Trace::default();
     for function in list(&report)? {
         if let Some(place) = place(program, function)? {
             *trace.calls.entry(place).or_default() +=
@@ -243,9 +222,18 @@ fn record(trapline: &Path, program: &Program, folder: &Folder, options: &[&str])
         if function["traced"].as_bool() == Some(true) {
             trace.traced.insert(place.clone());
         }
+        trace.sizes.insert(place.clone(), function["size"].as_u64().context("a function without `size`")?);
         trace.names.insert(place, function["name"].as_str().unwrap_or_default().to_owned());
     }
     Ok(trace)
+}
+
+/// Runs a command to its good end, and gives its output.
+fn finish(mut command: Command, what: &str) -> Result<Vec<u8>> {
+    let output = command.output().with_context(|| format!("starting {what}"))?;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{what} ended with {}: {}", output.status, errors.trim());
+    Ok(output.stdout)
 }
 
 fn ask(trapline: &Path, verb: &str, file: &Path) -> Result<Value> {
@@ -295,17 +283,13 @@ pub(crate) fn target_folder() -> PathBuf {
 #[derive(Debug)]
 struct Folder {
     path: PathBuf,
-    /// What callgrind makes of [`ENVIRONMENT`]: for the other runs.
-    environment: Vec<(String, String)>,
 }
 
 impl Folder {
     fn create() -> Result<Self> {
         let path = std::env::temp_dir().join(format!("trapline-fidelity-{}", std::process::id()));
         fs::create_dir_all(path.join("inputs")).with_context(|| format!("creating {}", path.display()))?;
-        let mut folder = Self { path, environment: Vec::new() };
-        folder.environment = environment(&folder)?;
-        Ok(folder)
+        Ok(Self { path })
     }
 
     fn inputs(&self) -> PathBuf {

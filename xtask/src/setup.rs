@@ -133,7 +133,31 @@ const NEEDS: &[Need] = &[
         probe: Probe::Executes { command: "cc -m32 -x c -", source: C_MAIN },
         remedy: Remedy::Nothing("needs a kernel with CONFIG_IA32_EMULATION; without one, use --skip-i686"),
     },
+    Need {
+        name: "valgrind",
+        used_for: "to count the calls of traced programs in another way",
+        only_i686: false,
+        probe: Probe::Succeeds(
+            "/usr/bin/valgrind --quiet --tool=callgrind --callgrind-out-file=/dev/null /usr/bin/env",
+        ),
+        remedy: Remedy::DebianPackage("valgrind"),
+    },
+    Need::traced("xz", "/usr/bin/xz --version", "xz-utils"),
+    Need::traced("gzip", "/usr/bin/gzip --version", "gzip"),
+    Need::traced("bzip2", "/usr/bin/bzip2 --help", "bzip2"),
+    Need::traced("sqlite3", "/usr/bin/sqlite3 -version", "sqlite3"),
+    Need::traced("python3", "/usr/bin/python3 -S -m json.tool --help", "python3"),
+    Need::traced("perl", "/usr/bin/perl -v", "perl-base"),
+    Need::traced("gawk", "/usr/bin/gawk --version", "gawk"),
 ];
+
+impl Need {
+    /// A program whose calls are counted.
+    const fn traced(name: &'static str, probe: &'static str, package: &'static str) -> Self {
+        let (probe, remedy) = (Probe::Succeeds(probe), Remedy::DebianPackage(package));
+        Self { name, used_for: "to compare its trace with counted calls", only_i686: false, probe, remedy }
+    }
+}
 
 /// Installs what the selected tests need and the machine lacks.
 ///

@@ -27,6 +27,18 @@ pub(super) struct Verdict {
     pub(super) loops: u64,
 }
 
+impl Verdict {
+    /// Whether `control`, the verdict on a run in which one function was left out, has found that, and beside it nothing but what this one has found.
+    pub(super) fn is_found_by(&self, control: &Self, left_out: &(String, u64)) -> bool {
+        let is_seen = control.different.get(left_out).is_some_and(|(first, calls)| *first > 0 && *calls == 0);
+        let of_others = |verdict: &Self| {
+            let others = verdict.different.keys().filter(|place| *place != left_out);
+            others.cloned().collect::<Vec<_>>()
+        };
+        is_seen && !self.different.contains_key(left_out) && of_others(self) == of_others(control)
+    }
+}
+
 /// Compares all `traced` functions: how often their first instructions were executed, and how often the trace has them called.
 pub(super) fn compare(traced: &BTreeSet<(String, u64)>, executed: &Calls, in_trace: &Calls) -> Verdict {
     let mut verdict = Verdict { compared: traced.len(), ..Verdict::default() };
@@ -73,6 +85,19 @@ mod tests {
         let executed = calls(&[(16, 5), (32, 5), (48, 0)]);
         let verdict = compare(&places(&[16, 32, 48]), &executed, &calls(&[(16, 4), (32, 6), (48, 1)]));
         assert_eq!(verdict.different.values().copied().collect::<Vec<_>>(), [(5, 4), (5, 6), (0, 1)]);
+    }
+
+    #[test]
+    fn a_function_that_was_left_out_is_found_also_among_other_differences() {
+        let (traced, executed) = (places(&[16, 32, 48]), calls(&[(16, 5), (32, 5), (48, 1)]));
+        let verdict = |list: &[(u64, u64)]| compare(&traced, &executed, &calls(list));
+        let whole = verdict(&[(16, 5), (32, 4), (48, 1)]);
+        let left_out = &("m".to_owned(), 16);
+        assert!(whole.is_found_by(&verdict(&[(32, 4), (48, 1)]), left_out));
+        assert!(!whole.is_found_by(&verdict(&[(16, 5), (32, 4), (48, 1)]), left_out), "it was not left out");
+        assert!(!whole.is_found_by(&verdict(&[(16, 1), (32, 4), (48, 1)]), left_out), "not all of it was");
+        assert!(!whole.is_found_by(&verdict(&[(32, 4)]), left_out), "more was left out");
+        assert!(!whole.is_found_by(&verdict(&[(32, 5), (48, 1)]), left_out), "a difference went away");
     }
 
     #[test]
