@@ -3,9 +3,6 @@
 //! Owns the [`Histogram`]: log-linear, exact below 64, and above that 32 buckets for each power of two. Its neighbour is the [`Profile`](crate::Profile).
 //! Invariant: a percentile is the middle of the bucket that the value lies in, so it is wrong by at most 1/64 of it, less than 1.6 %.
 
-/// Values below are counted exactly.
-const EXACT: u64 = 64;
-
 /// Buckets for each power of two from there on.
 const PER_OCTAVE: usize = 32;
 
@@ -77,14 +74,12 @@ impl Histogram {
 }
 
 /// The number of the bucket that a value belongs to.
-#[expect(clippy::cast_possible_truncation, reason = "below 64, and below 32")]
+#[expect(clippy::cast_possible_truncation, reason = "below 64 after the shift")]
+#[inline]
 fn bucket_of(value: u64) -> usize {
-    if value < EXACT {
-        return value as usize;
-    }
-    let exponent = value.ilog2();
-    let within = (value >> (exponent - OCTAVE_BITS)) as usize % PER_OCTAVE;
-    (exponent - OCTAVE_BITS + 1) as usize * PER_OCTAVE + within
+    // Values below 2 * PER_OCTAVE are not shifted, and no branch is needed to tell them.
+    let shift = (value | PER_OCTAVE as u64).ilog2() - OCTAVE_BITS;
+    shift as usize * PER_OCTAVE + (value >> shift) as usize
 }
 
 /// The value in the middle of a bucket.

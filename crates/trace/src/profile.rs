@@ -199,10 +199,10 @@ impl Lane {
         if self.current != Some(stream) {
             let old = self.current.and_then(|current| self.streams.get(&current));
             for frame in old.iter().flat_map(|frames| frames.known()) {
-                self.counts.active[frame.data.index as usize] -= 1;
+                self.counts.tallies[frame.data.index as usize].active -= 1;
             }
             for frame in self.streams.get(&stream).iter().flat_map(|frames| frames.known()) {
-                self.counts.active[frame.data.index as usize] += 1;
+                self.counts.tallies[frame.data.index as usize].active += 1;
             }
             self.current = Some(stream);
         }
@@ -224,9 +224,16 @@ struct InFrame {
 struct Counts {
     /// For each site, the index of its function plus 1, or 0.
     index_of: Vec<u32>,
-    functions: Vec<FunctionProfile>,
-    /// For each function, how many frames the current stream has open.
-    active: Vec<u32>,
+    tallies: Vec<Tally>,
+}
+
+/// What a function did so far. A call is counted when its frame ends, as each frame does once.
+struct Tally {
+    profile: FunctionProfile,
+    /// How many of the calls have no duration.
+    untimed: u64,
+    /// How many frames the current stream has open.
+    active: u32,
 }
 
 impl Counts {
@@ -240,13 +247,12 @@ impl Counts {
 
     #[cold]
     fn new_index(&mut self, site: u32) -> u32 {
-        let index = u32::try_from(self.functions.len()).unwrap_or(u32::MAX);
+        let index = u32::try_from(self.tallies.len()).unwrap_or(u32::MAX);
         if self.index_of.len() <= site as usize {
             self.index_of.resize(site as usize + 1, 0);
         }
         self.index_of[site as usize] = index + 1;
-        self.functions.push(FunctionProfile::new(site));
-        self.active.push(0);
+        self.tallies.push(Tally { profile: FunctionProfile::new(site), untimed: 0, active: 0 });
         index
     }
 }
@@ -257,8 +263,7 @@ impl Sink for Counts {
     #[inline]
     fn open(&mut self, _: usize, site: u32, _: u64) -> InFrame {
         let index = self.index(site);
-        self.functions[index as usize].calls += 1;
-        let active = &mut self.active[index as usize];
+        let active = &mut self.tallies[index as usize].active;
         *active += 1;
         InFrame { index, is_outermost: *active == 1 }
     }
@@ -266,25 +271,30 @@ impl Sink for Counts {
     #[inline]
     fn close(&mut self, _: usize, frame: Frame<InFrame>, tsc: u64, ending: Ending) {
         let InFrame { index, is_outermost } = frame.data;
-        self.active[index as usize] -= 1;
-        let function = &mut self.functions[index as usize];
-        function.open += u64::from(matches!(ending, Ending::Open | Ending::Unknown));
-        if ending == Ending::Unknown {
-            return;
+        let Tally { profile, untimed, active } = &mut self.tallies[index as usize];
+        *active -= 1;
+        profile.calls += 1;
+        if matches!(ending, Ending::Open | Ending::Unknown) {
+            profile.open += 1;
+            if ending == Ending::Unknown {
+                *untimed += 1;
+                return;
+            }
         }
         let ticks = frame.ticks(tsc);
-        function.timed += 1;
-        function.total_ticks += if is_outermost { ticks } else { 0 };
-        function.self_ticks += ticks.saturating_sub(frame.callees_ticks);
-        function.sum_ticks += ticks;
-        function.min_ticks = function.min_ticks.min(ticks);
-        function.max_ticks = function.max_ticks.max(ticks);
-        function.durations.add(ticks);
+        profile.total_ticks += if is_outermost { ticks } else { 0 };
+        profile.self_ticks += ticks.saturating_sub(frame.callees_ticks);
+        profile.sum_ticks += ticks;
+        profile.min_ticks = profile.min_ticks.min(ticks);
+        profile.max_ticks = profile.max_ticks.max(ticks);
+        profile.durations.add(ticks);
     }
 
     fn point(&mut self, _: usize, site: u32, _: u64) {
         let index = self.index(site);
-        self.functions[index as usize].calls += 1;
+        let Tally { profile, untimed, .. } = &mut self.tallies[index as usize];
+        profile.calls += 1;
+        *untimed += 1;
     }
 }
 
@@ -314,7 +324,8 @@ fn summed(lanes: Vec<Lane>, catalog: Catalog, damage: Damage) -> Profile {
             profile.first_tsc = profile.first_tsc.min(first);
             profile.last_tsc = profile.last_tsc.max(last);
         }
-        for function in lane.counts.functions {
+        for Tally { profile: mut function, untimed, .. } in lane.counts.tallies {
+            function.timed = function.calls - untimed;
             by_site.entry(function.site).or_insert_with(|| FunctionProfile::new(function.site)).merge(&function);
         }
     }
