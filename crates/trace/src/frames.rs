@@ -3,6 +3,10 @@
 //! Owns [`Frames`], the open frames of one stream, which tells a [`Sink`] what happens to them. The analyses are sinks: [`Profile`](crate::Profile) and
 //! whatever else wants to know of calls. Invariant: each enter, tail and point is told as one call, exactly once, and each frame that was opened is closed
 //! exactly once, whatever the events are.
+//!
+//! A record that is missing (torn, when its thread was interrupted for good) shows when a function returns at a depth that is deeper than any frame that is
+//! open. Then a frame that was opened since depths agreed the last time may be deeper than it seems, and the return ends the innermost one of these. A
+//! frame that was open when depths agreed is where it seems to be, so it does not end.
 
 use trapline_abi::record::{DEPTH_BITS, Event};
 
@@ -68,6 +72,8 @@ pub struct Frames<T> {
     known: Vec<Frame<T>>,
     /// Frames below those that are known: opened before a fork, or before records were lost.
     unknown: u32,
+    /// Frames whose depths are certain: so many were open at the last return whose depth was as expected, and still are.
+    certain: usize,
     last_tsc: u64,
     has_begun: bool,
     unmatched: u64,
@@ -75,7 +81,7 @@ pub struct Frames<T> {
 
 impl<T> Default for Frames<T> {
     fn default() -> Self {
-        Self { known: Vec::new(), unknown: 0, last_tsc: 0, has_begun: false, unmatched: 0 }
+        Self { known: Vec::new(), unknown: 0, certain: 0, last_tsc: 0, has_begun: false, unmatched: 0 }
     }
 }
 
@@ -92,6 +98,12 @@ impl<T> Frames<T> {
 
     /// Goes through a chunk, whose events have been decoded. A stream's chunks have to come in order.
     pub fn chunk<S: Sink<Data = T>>(&mut self, chunk: &EventsChunk, events: &[TimedEvent], sink: &mut S) {
+        self.start(chunk, sink);
+        self.events(events, sink);
+    }
+
+    /// Begins a chunk. Its events follow, at once or in parts. If it could not be decoded, none do, and the next chunk begins anew.
+    pub fn start<S: Sink<Data = T>>(&mut self, chunk: &EventsChunk, sink: &mut S) {
         let is_torn_off = chunk.follows_gap || chunk.lost_before > 0 || !self.has_begun;
         if is_torn_off {
             // Frames may have ended and others of the same depth begun.
@@ -99,15 +111,18 @@ impl<T> Frames<T> {
                 sink.close(self.known.len(), frame, self.last_tsc, Ending::Unknown);
             }
             self.unknown = chunk.depth & DEPTH_MASK;
+            self.certain = self.depth();
         }
-        self.has_begun = true;
+        self.has_begun = false;
+    }
+
+    /// Goes through some events of the chunk that has begun.
+    pub fn events<S: Sink<Data = T>>(&mut self, events: &[TimedEvent], sink: &mut S) {
         for event in events {
             self.event(*event, sink);
         }
-        match events.last() {
-            Some(last) => self.last_tsc = last.tsc,
-            // It could not be decoded, so what follows begins anew.
-            None => self.has_begun = false,
+        if let Some(last) = events.last() {
+            (self.last_tsc, self.has_begun) = (last.tsc, true);
         }
     }
 
@@ -123,34 +138,53 @@ impl<T> Frames<T> {
     fn event<S: Sink<Data = T>>(&mut self, TimedEvent { tsc, event }: TimedEvent, sink: &mut S) {
         match event {
             Event::Enter { site } => self.push(site, tsc, sink),
+            Event::Exit { depth } if depth as usize == self.depth() & DEPTH_MASK as usize && self.depth() > 0 => {
+                self.pop(tsc, Ending::Returned, sink);
+                self.certain = self.depth();
+            }
+            _ => self.unusual(TimedEvent { tsc, event }, sink),
+        }
+    }
+
+    /// Anything but a call and the return of the innermost frame.
+    #[inline(never)]
+    fn unusual<S: Sink<Data = T>>(&mut self, TimedEvent { tsc, event }: TimedEvent, sink: &mut S) {
+        match event {
+            Event::Enter { site } => self.push(site, tsc, sink),
             Event::Exit { depth } => match self.deeper_than(depth) {
                 // The frame itself has to be there as well.
                 Some(deeper) if deeper < self.depth() => {
-                    for _ in 0..deeper {
-                        self.pop(tsc, Ending::Unwound, sink);
-                    }
+                    self.unwind(deeper, tsc, sink);
                     self.pop(tsc, Ending::Returned, sink);
+                    self.certain = self.depth();
                 }
+                None if self.depth() > self.certain => self.pop(tsc, Ending::Returned, sink),
                 _ => self.unmatched += 1,
             },
             Event::Tail { site } => {
                 if self.depth() == 0 {
                     sink.point(0, site, tsc);
                 } else {
+                    let certain = self.certain;
                     self.pop(tsc, Ending::Jumped, sink);
                     self.push(site, tsc, sink);
+                    self.certain = certain;
                 }
             }
             Event::Point { site } => sink.point(self.known.len(), site, tsc),
             Event::Unwind { depth } => match self.deeper_than(depth) {
-                Some(deeper) => {
-                    for _ in 0..deeper {
-                        self.pop(tsc, Ending::Unwound, sink);
-                    }
-                }
+                Some(deeper) => self.unwind(deeper, tsc, sink),
                 None => self.unmatched += 1,
             },
         }
+    }
+
+    /// Ends some of the innermost frames, which were left without a return.
+    fn unwind<S: Sink<Data = T>>(&mut self, frames: usize, tsc: u64, sink: &mut S) {
+        for _ in 0..frames {
+            self.pop(tsc, Ending::Unwound, sink);
+        }
+        self.certain = self.certain.min(self.depth());
     }
 
     /// How many frames are open.
@@ -173,7 +207,8 @@ impl<T> Frames<T> {
     }
 
     /// Ends the innermost frame.
-    #[inline]
+    #[expect(clippy::inline_always, reason = "half of the time that a report takes")]
+    #[inline(always)]
     fn pop<S: Sink<Data = T>>(&mut self, tsc: u64, ending: Ending, sink: &mut S) {
         let Some(frame) = self.known.pop() else {
             self.unknown = self.unknown.saturating_sub(1);

@@ -126,3 +126,85 @@ fn lost_records_leave_calls_without_durations_and_streams_apart() {
     assert_eq!(numbers(&profile, B), (1, 0, 10, 10, 10, 10));
     assert_eq!((profile.lost_before, profile.records), (7, 6));
 }
+
+/// A function whose entry is missing is one deeper than it seems, and so are those that it calls.
+#[test]
+fn a_return_that_is_deeper_than_any_open_frame_ends_the_innermost_that_may_be_so_deep() {
+    // The entry at depth 1 is missing.
+    let events = [
+        (10, Enter { site: A }),
+        (20, Enter { site: B }),
+        (50, Exit { depth: 3 }),
+        (80, Exit { depth: 2 }),
+        (90, Exit { depth: 1 }),
+        (100, Enter { site: A }),
+        (130, Exit { depth: 1 }),
+    ];
+    for chunk in [1, 2, 100] {
+        let profile = profile_of(&events, 0, chunk);
+        assert_eq!(numbers(&profile, A), (2, 0, 100, 70, 30, 70), "chunks of {chunk}");
+        assert_eq!(numbers(&profile, B), (1, 0, 30, 30, 30, 30), "chunks of {chunk}");
+        assert_eq!(profile.unmatched, 1, "the return of what was not entered");
+    }
+}
+
+#[test]
+fn a_return_that_is_deeper_ends_no_frame_whose_depth_is_certain() {
+    // When the first B returned, A was at depth 1 for certain. The entry of what returns at 60 is missing.
+    let events = [
+        (0, Enter { site: A }),
+        (10, Enter { site: B }),
+        (20, Exit { depth: 2 }),
+        (60, Exit { depth: 2 }),
+        (70, Enter { site: B }),
+        (80, Exit { depth: 2 }),
+        (100, Exit { depth: 1 }),
+    ];
+    for chunk in [1, 3, 100] {
+        let profile = profile_of(&events, 0, chunk);
+        assert_eq!(numbers(&profile, A), (1, 0, 100, 80, 100, 100), "chunks of {chunk}");
+        assert_eq!(numbers(&profile, B), (2, 0, 20, 20, 10, 10), "chunks of {chunk}");
+        assert_eq!(profile.unmatched, 1);
+    }
+    // Above A a tail call keeps what is certain, and an exception takes away from it.
+    let events = [
+        (0, Enter { site: A }),
+        (10, Enter { site: 102 }),
+        (20, Enter { site: 103 }),
+        (30, Exit { depth: 3 }),
+        (40, Tail { site: B }),
+        (50, Exit { depth: 3 }),
+        (60, Unwind { depth: 1 }),
+        (70, Enter { site: B }),
+        (75, Exit { depth: 3 }),
+        (90, Exit { depth: 1 }),
+    ];
+    let profile = profile_of(&events, 0, 100);
+    assert_eq!(numbers(&profile, A), (1, 0, 90, 35, 90, 90));
+    assert_eq!(numbers(&profile, B), (2, 0, 25, 25, 5, 20));
+    assert_eq!(profile.unmatched, 1, "what returned at 50 was not entered");
+}
+
+#[test]
+fn a_torn_record_is_counted_and_what_it_was_the_entry_of_ends_nothing_else() {
+    let directory = Directory::new();
+    let path = directory.file("p.data");
+    let mut writer = begin(&path);
+    let torn = 0;
+    let records = [
+        encode(Enter { site: A }, 0),
+        encode(Enter { site: B }, 10),
+        encode(Exit { depth: 2 }, 20),
+        torn,
+        encode(Enter { site: B }, 40),
+        encode(Exit { depth: 3 }, 45),
+        encode(Exit { depth: 2 }, 60),
+        encode(Exit { depth: 1 }, 100),
+    ];
+    writer.events(1, 0, 0, 0, &records).expect("events");
+    finish(writer);
+    let profile = profile(&path).expect("a profile");
+    assert_eq!((profile.catalog.losses.torn, profile.records, profile.unmatched), (1, 7, 1));
+    assert_eq!(numbers(&profile, A), (1, 0, 100, 85, 100, 100));
+    assert_eq!(numbers(&profile, B), (2, 0, 15, 15, 5, 10));
+}
