@@ -1,8 +1,8 @@
 //! `trapline replay`: the calls of a trace as a graph, as ftrace's `function_graph` prints them.
 //!
-//! Owns the options, and the printer that [`Frames`] tells of calls. Chunks are shown in the file's order, a line saying when the thread changes. A call's
-//! line is held back until something is shown inside of it, or until it has ended: then it is known whether it is long enough, and whether it fits
-//! on one line. Invariant: memory grows with open frames and threads only.
+//! Owns the options, and the printer that [`Frames`] tells of calls. Threads are interleaved in the order of time, as the [`Timeline`] has them. A call's line
+//! is held back until it is known whether the call fits on one line, because it makes no call that is shown; with a shortest duration, until something
+//! is shown inside of it or it has ended. Invariant: memory grows with open frames and running threads only.
 
 use std::{
     collections::HashMap,
@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result};
 use clap::Args;
 use serde_json::json;
 use trapline_process::{Addr, Filter};
-use trapline_trace::{Catalog, Decoder, Ending, Frame, Frames, Reader, Sink};
+use trapline_trace::{Catalog, Ending, Frame, Frames, Sink, TimedEvent, Timeline, record::Event};
 
 use crate::{
     Outcome,
@@ -24,7 +24,7 @@ use crate::{
 /// Of the JSON form. Keys may be added without a new version.
 const JSON_VERSION: u32 = 1;
 
-/// Shows the calls of each thread as an indented graph with their durations.
+/// Shows the calls of all threads in the order of time, as an indented graph with their durations.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  trapline replay -F 'parse_*' -D 3 --min-duration 1000 | less")]
 pub(crate) struct Arguments {
@@ -35,7 +35,7 @@ pub(crate) struct Arguments {
     #[arg(short = 'F', long = "function", value_name = "GLOB")]
     functions: Vec<String>,
     /// Only this thread.
-    #[arg(long, value_name = "TID")]
+    #[arg(long, visible_alias = "thread", value_name = "TID")]
     tid: Option<u32>,
     /// Only calls that took so many nanoseconds at least.
     #[arg(long, default_value_t = 0, value_name = "NS")]
@@ -82,41 +82,40 @@ struct ForThread<'p, 'a, W> {
 
 /// Goes through the trace and prints.
 pub(crate) fn run(arguments: &Arguments) -> Result<Outcome> {
-    let mut reader = Reader::open(&arguments.input)?;
+    let is_wanted =
+        |catalog: &Catalog, stream: u32| arguments.tid.is_none_or(|wanted| wanted == tid_of(catalog, stream));
+    let (mut timeline, catalog, mut damage) = Timeline::open(&arguments.input, is_wanted)?;
     let mut globs = arguments.functions.iter();
     let filter = globs.next().map(|first| globs.fold(Filter::name(first), |filter, glob| filter.or_name(glob)));
     let output = BufWriter::new(io::stdout().lock());
     let mut printer = Printer { output, failure: None, arguments, filter, names: HashMap::new(), is_first: true };
     let mut threads: HashMap<u32, Thread> = HashMap::new();
-    let (mut catalog, mut decoder, mut events, mut current) = (Catalog::new(), Decoder::new(), Vec::new(), None);
     if arguments.json {
         printer.line(format_args!("{{\"version\":{JSON_VERSION},\"calls\":["));
     }
-    while let Some(chunk) = reader.next_chunk()? {
-        let Some(chunk) = catalog.take(chunk) else { continue };
-        let tid = tid_of(&catalog, chunk.stream);
-        if arguments.tid.is_some_and(|wanted| wanted != tid) {
-            continue;
-        }
-        if decoder.decode(&chunk, &mut events).is_err() {
-            reader.report_senseless();
-        }
-        if current != Some(chunk.stream) && !arguments.json {
-            let name = catalog.streams.get(&chunk.stream).map_or("", |stream| stream.name.as_str());
-            printer.line(format_args!("# thread {tid} {name}"));
-            current = Some(chunk.stream);
-        }
-        let Thread { frames, printed, root, sites } = threads.entry(chunk.stream).or_default();
+    while let Some(part) = timeline.next_part()? {
+        let tid = tid_of(&catalog, part.stream);
+        let Thread { frames, printed, root, sites } = threads.entry(part.stream).or_insert_with(|| {
+            if !arguments.json {
+                let name = catalog.streams.get(&part.stream).map_or("", |stream| stream.name.as_str());
+                printer.line(format_args!("# thread {tid} {name}"));
+            }
+            Thread::default()
+        });
         let mut sink = ForThread { printer: &mut printer, catalog: &catalog, printed, sites, root, tid };
-        frames.chunk(&chunk, &events, &mut sink);
+        if let Some(chunk) = part.starts {
+            frames.start(chunk, &mut sink);
+        }
+        frames.events(part.events, &mut sink);
+        if part.is_last {
+            frames.finish(&mut sink);
+            threads.remove(&part.stream);
+        } else {
+            sink.give_way(part.next);
+        }
         if printer.failure.is_some() {
             break;
         }
-    }
-    for (stream, mut thread) in threads {
-        let Thread { frames, printed: lines, root, sites } = &mut thread;
-        let tid = tid_of(&catalog, stream);
-        frames.finish(&mut ForThread { printer: &mut printer, catalog: &catalog, printed: lines, sites, root, tid });
     }
     if arguments.json {
         printer.line(format_args!("]}}"));
@@ -126,7 +125,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome> {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(Outcome::Good),
         written => written.context("cannot write to standard output")?,
     }
-    warn(reader.damage(), &catalog);
+    damage.senseless_chunks += timeline.senseless_chunks();
+    warn(&damage, &catalog);
     Ok(Outcome::Good)
 }
 
@@ -174,6 +174,20 @@ impl<W: Write> ForThread<'_, '_, W> {
                 ));
             }
         }
+    }
+
+    /// Lines of other threads follow, so open frames are shown before them: those of calls that are known to make calls which are shown.
+    fn give_way(&mut self, next: Option<TimedEvent>) {
+        if self.printer.arguments.json || self.printer.arguments.min_duration > 0 {
+            return;
+        }
+        // What comes next may be the return of the innermost one, which then takes one line.
+        let is_call = matches!(next, Some(TimedEvent { event: Event::Enter { .. } | Event::Point { .. }, .. }));
+        let callers = self.sites.len().saturating_sub(usize::from(!is_call));
+        // Calls of what is shown at the greatest depth are not shown.
+        let deepest = self.printer.arguments.depth.unwrap_or(usize::MAX).saturating_sub(1);
+        let shown = self.root.map_or(0, |root| root.saturating_add(deepest));
+        self.open_lines(callers.min(shown));
     }
 
     fn object(&mut self, level: usize, site: u32, start: u64, ns: Option<u64>, ending: &str) {

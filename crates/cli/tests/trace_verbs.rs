@@ -118,6 +118,77 @@ fn replay_shows_the_graph_and_filters_it() {
     assert_eq!(json["calls"].as_array().map(Vec::len), Some(4));
 }
 
+/// Threads 7 and 8 at the same time; in the file, one is behind the other.
+fn write_two_threads(path: &Path) {
+    let mut writer = Writer::create(path, &Meta { tsc_hz: 1_000_000_000, ..Meta::default() }).expect("a trace");
+    let functions = ["main", "work", "leaf"].map(|name| Function { name: name.into(), ..Function::default() });
+    let module = Module { id: 1, path: "/bin/prog", build_id: None, first_site: 0, functions: &functions };
+    writer.module(&module).expect("a module");
+    let (enter, exit) = (|site| Event::Enter { site }, |depth| Event::Exit { depth });
+    let seventh = [
+        (0, enter(0)),
+        (1000, enter(2)),
+        (1500, exit(2)),
+        (4000, enter(1)),
+        (4200, enter(2)),
+        (4400, exit(3)),
+        (5000, exit(2)),
+    ];
+    let eighth = [(2000, enter(1)), (2500, enter(2)), (3000, exit(2)), (4300, exit(1))];
+    for (id, name, events) in [(1, "seventh", &seventh[..]), (2, "eighth", &eighth)] {
+        writer.stream(&Stream { id, tid: 6 + id, name: name.into(), ..Stream::default() }).expect("a stream");
+        let records: Vec<u64> = events.iter().map(|(tsc, event)| encode(*event, *tsc)).collect();
+        writer.events(id, events[0].0, 0, 0, &records).expect("events");
+    }
+    writer.finish().expect("the end");
+}
+
+#[test]
+fn replay_interleaves_threads_in_the_order_of_time() {
+    let directory = directory("threads");
+    write_two_threads(&directory.0.join("trapline.data"));
+    let lines = |arguments: &[&str]| -> Vec<String> {
+        let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+        text(&trapline(arguments, &directory)).lines().map(words).collect()
+    };
+    let both = [
+        "# thread 7 seventh",
+        "7) | main() {",
+        "7) 0.500 us | leaf();",
+        "# thread 8 eighth",
+        "8) | work() {",
+        "8) 0.500 us | leaf();",
+        "7) | work() {",
+        "8) 2.300 us | } /* work */",
+        "7) 0.200 us | leaf();",
+        "7) 1.000 us | } /* work */",
+        "7) 5.000 us | } /* main */ /* did not return */",
+    ];
+    assert_eq!(lines(&["replay"]), both);
+    for (thread, tid) in [("7", "7)"), ("8", "8)")] {
+        let alone = both.iter().filter(|line| line.starts_with(tid) || line.starts_with(&format!("# thread {thread}")));
+        assert_eq!(lines(&["replay", "--thread", thread]), alone.copied().collect::<Vec<_>>());
+    }
+    let outermost = [
+        "# thread 7 seventh",
+        "# thread 8 eighth",
+        "8) 2.300 us | work();",
+        "7) 5.000 us | main(); /* did not return */",
+    ];
+    assert_eq!(lines(&["replay", "-D", "1"]), outermost);
+    let long = [
+        "# thread 7 seventh",
+        "# thread 8 eighth",
+        "8) 2.300 us | work();",
+        "7) 5.000 us | main(); /* did not return */",
+    ];
+    assert_eq!(lines(&["replay", "--min-duration", "2000"]), long);
+    let json: Value = serde_json::from_str(&text(&trapline(&["replay", "--json"], &directory))).expect("JSON");
+    let ended: Vec<u64> =
+        json["calls"].as_array().expect("a list").iter().filter_map(|call| call["tid"].as_u64()).collect();
+    assert_eq!(ended, [7, 8, 8, 7, 7, 7]);
+}
+
 #[test]
 fn a_trace_cut_anywhere_is_read_and_a_missing_one_is_told() {
     let directory = directory("cut");
