@@ -8,6 +8,11 @@ fn handlers_on_both_stacks_are_recorded_in_a_storm() {
 }
 
 #[test]
+fn handlers_that_take_the_room_of_what_they_interrupt_cost_no_record() {
+    Check::of(Program::of(&["signal_chunks.c"])).count_of_the_moment().run();
+}
+
+#[test]
 fn a_program_may_use_sigtrap_itself() {
     Check::of(Program::of(&["sigtrap.c"])).run();
 }
