@@ -502,3 +502,83 @@ impl Space {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn space(chunks: usize) -> Space {
+        Space {
+            pool: Arc::new(Pool::new(chunks, OnFull::Block).unwrap()),
+            doorbell: 0,
+            answered: 0,
+            processes: HashMap::new(),
+            threads: HashMap::new(),
+            ended_early: Vec::new(),
+            kept_back: VecDeque::new(),
+        }
+    }
+
+    /// Puts a chunk into a thread's hands, as the agent does.
+    fn take(space: &Space, index: usize, (tid, sequence): (u32, u32), state: u32) {
+        let chunk = space.pool.chunk(index);
+        chunk.pid.store(1, Ordering::Relaxed);
+        chunk.tid.store(tid, Ordering::Relaxed);
+        chunk.sequence.store(sequence, Ordering::Relaxed);
+        chunk.state.store(state::with(state::taken_by(0, tid), state), Ordering::Release);
+        space.pool.header().free_chunks.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    fn listed(space: &Space, look: Look) -> Vec<usize> {
+        chunks_to_write(space, look).into_iter().map(|(_, _, index)| index).collect()
+    }
+
+    fn is_free(space: &Space, index: usize) -> bool {
+        state::of(space.pool.chunk(index).state.load(Ordering::Relaxed)) == state::FREE
+    }
+
+    #[test]
+    fn chunks_come_in_the_order_of_their_threads() {
+        let space = space(6);
+        take(&space, 0, (8, 1), state::FULL);
+        take(&space, 1, (8, 0), state::FULL);
+        take(&space, 2, (7, 5), state::ACTIVE);
+        take(&space, 3, (8, 2), state::ACTIVE);
+        assert_eq!(listed(&space, Look::Full), [1, 0]);
+        assert_eq!(listed(&space, Look::Everything), [2, 1, 0, 3]);
+        assert_eq!(listed(&space, Look::Last(Some(7))), [2]);
+    }
+
+    #[test]
+    fn a_chunk_that_was_left_when_it_was_taken_is_found() {
+        let space = space(4);
+        take(&space, 0, (7, 0), state::TAKEN);
+        take(&space, 1, (7, 1), state::TAKEN);
+        take(&space, 2, (8, 0), state::TAKEN);
+        space.pool.records(1)[3].store(1, Ordering::Relaxed);
+        assert_eq!(listed(&space, Look::Full), [0_usize; 0]);
+        assert_eq!(listed(&space, Look::Everything), [1], "one has a record");
+        space.free_unused(Some(7));
+        assert_eq!([0, 1, 2].map(|index| is_free(&space, index)), [true, false, false]);
+        space.free_unused(None);
+        assert_eq!([0, 1, 2].map(|index| is_free(&space, index)), [true, false, true]);
+        assert_eq!(space.pool.header().free_chunks.load(Ordering::Relaxed), 3);
+    }
+
+    #[test]
+    fn a_chunk_with_a_hole_is_kept_back_until_its_thread_ends_or_room_is_short() {
+        let mut space = space(8);
+        for index in 0..4 {
+            take(&space, index, (7 + u32::try_from(index).unwrap(), 0), state::FULL);
+            space.kept_back.push_back((index, 7 + u32::try_from(index).unwrap()));
+        }
+        assert_eq!(listed(&space, Look::Everything), [0_usize; 0], "they are written");
+        // A quarter of eight may be kept.
+        space.free_kept_back(Look::Full);
+        assert_eq!([0, 1, 2, 3].map(|index| is_free(&space, index)), [true, true, false, false]);
+        space.free_kept_back(Look::Last(Some(10)));
+        assert_eq!([2, 3].map(|index| is_free(&space, index)), [false, true]);
+        space.free_kept_back(Look::Last(None));
+        assert!(is_free(&space, 2) && space.kept_back.is_empty());
+    }
+}
