@@ -14,8 +14,8 @@ use crate::{
     trapline,
 };
 
-/// What is recorded beside the main executable.
-const VARIANTS: [(&str, &[&str]); 2] = [("recorded", &[]), ("recorded with its libraries", &["--lib", "*"])];
+/// What is recorded beside the main executable: a name, and options for the recorder.
+pub const VARIANTS: [(&str, &[&str]); 2] = [("recorded", &[]), ("recorded with its libraries", &["--lib", "*"])];
 
 /// A check of one program.
 #[derive(Clone, Copy, Debug)]
