@@ -42,6 +42,25 @@ pub mod symbol {
     pub const SANDBOX: &str = "trapline_sandbox";
     /// `syscall` and `int3`, for the recorder to run system calls in the target.
     pub const SYSCALL: &str = "trapline_syscall";
+    /// `syscall`, for a thread of the target to run one for the recorder. Behind it, the thread takes its registers from
+    /// [`ERRAND_REGISTERS`] and goes on with them: where it was, if the recorder is no more.
+    pub const ERRAND: &str = "trapline_errand";
+    /// An [`ErrandRegisters`](super::ErrandRegisters), in writable memory.
+    pub const ERRAND_REGISTERS: &str = "trapline_errand_registers";
+}
+
+/// What a thread goes on with after it has run a system call for the recorder.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ErrandRegisters {
+    /// r15, r14, r13, r12, rbp, rbx, r11, r10, r9, r8, rax, rcx, rdx, rsi, rdi.
+    pub general: [u64; 15],
+    /// The flags.
+    pub flags: u64,
+    /// The stack pointer.
+    pub rsp: u64,
+    /// Where it goes on.
+    pub rip: u64,
 }
 
 /// What the agent is told.

@@ -58,6 +58,8 @@ mod tests {
             symbol::OBJECTS_CHANGED,
             symbol::SANDBOX,
             symbol::SYSCALL,
+            symbol::ERRAND,
+            symbol::ERRAND_REGISTERS,
         ] {
             assert!(agent.symbol(name).is_some_and(|address| address != 0), "{name}");
         }

@@ -28,7 +28,7 @@ use crate::{
     drain::Drain,
     exec::{NewImage, Untraceable},
     pool::Pool,
-    remote::Remote,
+    remote::{Errand, Remote},
     sandbox::Hook,
     space::{AgentAt, Loaded, SharedMapping, Space, Stubs},
     sys::{
@@ -125,7 +125,7 @@ impl Armory {
     ) -> Result<(Space, Vec<i32>), Untraceable> {
         let mappings = maps::read(tid)?;
         let agent = self.find_agent(&mappings, &memory)?;
-        let mut remote = Remote::new(tid, agent.syscall_insn)?;
+        let mut remote = Remote::on_errand(tid, &memory, agent.errand)?;
         let result = self.arm_with(&mut remote, tid, process, image, (memory, agent), options, drain);
         let signals = remote.finish()?;
         Ok((result?, signals))
@@ -142,7 +142,7 @@ impl Armory {
         options: &Options,
         drain: &Drain,
     ) -> Result<Space, Untraceable> {
-        image.clean(remote, &memory, tid)?;
+        image.clean(remote, &memory)?;
         let pool = Pool::new(options.chunks, options.on_full).map(Arc::new)?;
         let mut space = Space::new(agent);
         space.map_pool(remote, &memory, &pool, &maps::read(tid)?)?;
@@ -166,7 +166,8 @@ impl Armory {
         options: &Options,
         drain: &Drain,
     ) -> Result<Vec<i32>, Untraceable> {
-        let mut remote = Remote::new(tid, space.agent.syscall_insn)?;
+        let Some(memory) = &space.memory else { return Ok(Vec::new()) };
+        let mut remote = Remote::on_errand(tid, memory, space.agent.errand)?;
         let result = self.arm_modules(&mut remote, tid, process, space, options, drain);
         let signals = remote.finish()?;
         result.map(|()| signals)
@@ -198,6 +199,7 @@ impl Armory {
             objects_changed: at(symbol::OBJECTS_CHANGED)?,
             sandbox: at(symbol::SANDBOX)?,
             syscall_insn: at(symbol::SYSCALL)?,
+            errand: Errand { syscall_insn: at(symbol::ERRAND)?, registers: at(symbol::ERRAND_REGISTERS)? },
             thread_offset,
         })
     }

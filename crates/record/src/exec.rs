@@ -1,9 +1,10 @@
 //! A new program image, from the moment of its exec to the moment when all its objects are loaded.
 //!
 //! Owns [`NewImage`]. At the exec nothing of the program has run: its initial stack (System V psABI, "Initial Stack and Register State") and the
-//! dynamic linker's code are all there is. [`prepare`] makes the dynamic linker load the agent, and puts a breakpoint where it reports that
-//! all objects are mapped and relocated. [`NewImage::reached`] is for when that is hit; constructors have not run yet. The program's environment
-//! has no trace of this when it starts:
+//! dynamic linker's code are all there is. [`prepare`] makes the dynamic linker load the agent, and puts a system call where it reports that
+//! all objects are mapped and relocated. [`NewImage::reached`] is for when that is made; constructors have not run yet. A system call and no breakpoint,
+//! because it stops the thread only as long as the recorder lives; it would be killed by a breakpoint that nobody waits for. The program's
+//! environment has no trace of this when it starts:
 //!
 //! ```text
 //!                at the exec          while ld.so runs          from its end on
@@ -29,7 +30,11 @@ use trapline_engine::Addr;
 
 use crate::{
     remote::Remote,
-    sys::{Tid, maps, memory::Memory, ptrace},
+    sys::{
+        Tid, maps,
+        memory::Memory,
+        ptrace::{self, SyscallStop},
+    },
 };
 
 const WORD: u64 = 8;
@@ -38,9 +43,15 @@ const AT_BASE: u64 = libc::AT_BASE;
 const AT_SECURE: u64 = libc::AT_SECURE;
 /// The code segment of 64-bit programs.
 const CODE_64: u64 = 0x33;
-const INT3: u8 = 0xcc;
+/// `push 39; pop rax; syscall; ret`: `getpid`, which changes nothing. A call spoils these registers anyway.
+const REPORT: [u8; 6] = [0x6a, 39, 0x58, 0x0f, 0x05, 0xc3];
+/// The program counter in that system call, from the first instruction on.
+const IN_REPORT: i64 = 5;
+/// Functions begin at multiples of this, so that there is room for [`REPORT`] up to the next.
+const FUNCTION_ALIGN: u64 = 16;
 const ENDBR64: [u8; 4] = [0xf3, 0x0f, 0x1e, 0xfa];
 const RET: u8 = 0xc3;
+const SYSCALL_RET: [u8; 3] = [0x0f, 0x05, RET];
 
 /// `r_state` in the `r_debug` of `<link.h>`, at 64 bit.
 const R_STATE_AT: i64 = 24;
@@ -66,8 +77,8 @@ pub(crate) struct Linker {
     debug_state: u64,
     /// Of `_r_debug`, which says what has happened.
     r_debug: u64,
-    /// Of some `syscall` instruction.
-    syscall_insn: u64,
+    /// Of a `syscall` and a `ret`.
+    syscall_ret: u64,
 }
 
 /// Dynamic linkers by path: a machine has one or two.
@@ -90,10 +101,10 @@ impl Linker {
             all.find(|symbol| symbol.is_definition() && symbol.name() == Ok(name)).map(|symbol| symbol.address())
         };
         let text = file.section_by_name(".text")?;
-        // Bytes that mean `syscall` wherever execution begins at them, be they a part of another instruction.
-        let at = text.data().ok()?.windows(2).position(|pair| pair == [0x0f, 0x05])?;
+        // Bytes that mean this wherever execution begins at them, be they a part of another instruction.
+        let at = text.data().ok()?.windows(SYSCALL_RET.len()).position(|bytes| bytes == SYSCALL_RET)?;
         let r_debug = symbol("_r_debug")?;
-        Some(Self { debug_state: symbol("_dl_debug_state")?, r_debug, syscall_insn: text.address() + at as u64 })
+        Some(Self { debug_state: symbol("_dl_debug_state")?, r_debug, syscall_ret: text.address() + at as u64 })
     }
 }
 
@@ -102,16 +113,13 @@ impl Linker {
 pub(crate) struct NewImage {
     /// Where the dynamic linker reports to: a function that does nothing.
     pub(crate) debug_state: Addr,
-    original: u8,
+    original: [u8; REPORT.len()],
     r_debug: Addr,
     /// Where the two words are to become an entry of the auxiliary vector: the first of the three.
     spare_words: Addr,
     /// What stood in the environment where our `LD_PRELOAD` replaces another.
     replaced: Option<(Addr, u64)>,
     scratch: Addr,
-    /// What the new image blocked and ignored: a breakpoint changes that.
-    mask: u64,
-    is_trap_ignored: bool,
 }
 
 /// Bytes of the memory that our strings are in while the dynamic linker runs.
@@ -192,17 +200,17 @@ pub(crate) fn prepare(tid: Tid, agent: &str, linkers: &mut Linkers) -> Result<Ne
     };
     let at = |address: u64| Addr::new(linker_base.wrapping_add(address));
     let debug_state = at(linker.debug_state);
-    let code = memory.read_vec(debug_state, ENDBR64.len() + 1)?;
-    if code.strip_prefix(&ENDBR64).unwrap_or(&code).first() != Some(&RET) {
+    let mut code = [0; REPORT.len()];
+    memory.read(debug_state, &mut code)?;
+    let does_nothing = code.strip_prefix(&ENDBR64).unwrap_or(&code).first() == Some(&RET);
+    if !does_nothing || debug_state.value() % FUNCTION_ALIGN != 0 {
         return Err(Untraceable(format!("the function at {debug_state} in its dynamic linker does something")));
     }
     let environment = environment(&memory, &stack)?;
     if environment.iter().any(|(_, text)| text.starts_with(b"LD_TRACE_LOADED_OBJECTS=")) {
         return Err(Untraceable("it is asked for its libraries only (ldd)".to_owned()));
     }
-    let status = fs::read_to_string(format!("/proc/{tid}/status"))?;
-    let mask = ptrace::signal_mask(tid)?;
-    let mut remote = Remote::new(tid, at(linker.syscall_insn))?;
+    let mut remote = Remote::at_start(tid, &memory, at(linker.syscall_ret))?;
     let scratch = remote.map(
         Addr::default(),
         SCRATCH_BYTES,
@@ -213,17 +221,8 @@ pub(crate) fn prepare(tid: Tid, agent: &str, linkers: &mut Linkers) -> Result<Ne
     let (spare_words, replaced) = add_preload(&memory, &stack, &environment, agent, scratch)?;
     remote.registers.rsp = stack.at.value() - 2 * WORD;
     remote.finish()?;
-    memory.write(debug_state, &[INT3])?;
-    Ok(NewImage {
-        debug_state,
-        original: code[0],
-        r_debug: at(linker.r_debug),
-        spare_words,
-        replaced,
-        scratch,
-        mask,
-        is_trap_ignored: signal_set(&status, "SigIgn:").is_some_and(|set| set >> (libc::SIGTRAP - 1) & 1 == 1),
-    })
+    memory.write(debug_state, &REPORT)?;
+    Ok(NewImage { debug_state, original: code, r_debug: at(linker.r_debug), spare_words, replaced, scratch })
 }
 
 fn user_of(tid: Tid) -> io::Result<u32> {
@@ -276,7 +275,7 @@ fn add_preload(
     Ok((word_at(terminator), replaced))
 }
 
-/// What the dynamic linker reports at the breakpoint.
+/// What the dynamic linker reports.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Report {
     /// It is about to change the set of objects.
@@ -286,12 +285,13 @@ pub(crate) enum Report {
 }
 
 impl NewImage {
-    /// Whether a thread that a breakpoint stopped is at ours. The program counter is behind it then.
-    pub(crate) fn is_at(&self, pc: Addr) -> bool {
-        pc == self.debug_state.offset(1)
+    /// Whether a thread that a system call stopped has just made ours.
+    pub(crate) fn has_made_report(&self, tid: Tid) -> bool {
+        ptrace::registers(tid).is_ok_and(|registers| Addr::new(registers.rip) == self.debug_state.offset(IN_REPORT))
+            && ptrace::syscall_stop(tid).is_ok_and(|stop| stop == SyscallStop::Exit)
     }
 
-    /// Takes the thread out of the breakpoint, by doing what the function there does: it returns.
+    /// Takes the thread out of the report, by doing what the function there does: it returns.
     pub(crate) fn reached(&self, tid: Tid, memory: &Memory) -> io::Result<Report> {
         const STATE_BITS: u64 = 0xffff_ffff;
         let mut registers = ptrace::registers(tid)?;
@@ -303,22 +303,14 @@ impl NewImage {
     }
 
     /// Removes every trace of the preload. The thread is stopped and the dynamic linker has read its environment.
-    pub(crate) fn clean(&self, remote: &mut Remote, memory: &Memory, tid: Tid) -> io::Result<()> {
-        memory.write(self.debug_state, &[self.original])?;
+    pub(crate) fn clean(&self, remote: &mut Remote, memory: &Memory) -> io::Result<()> {
+        memory.write(self.debug_state, &self.original)?;
         for (at, word) in [0, AT_IGNORE, 0].into_iter().enumerate() {
             memory.write_word(self.spare_words.after(at * size_of::<u64>()), word)?;
         }
         if let Some((at, pointer)) = self.replaced {
             memory.write_word(at, pointer)?;
         }
-        if self.is_trap_ignored {
-            // The kernel made it the default when it delivered our breakpoint.
-            let ignore = [libc::SIG_IGN as u64, 0, 0, 0].map(u64::to_le_bytes).concat();
-            memory.write(self.scratch, &ignore)?;
-            let arguments = [libc::SIGTRAP as u64, self.scratch.value(), 0, 8, 0, 0];
-            remote.syscall(libc::SYS_rt_sigaction, arguments)?;
-        }
-        ptrace::set_signal_mask(tid, self.mask)?;
         remote.unmap(self.scratch, SCRATCH_BYTES)
     }
 }

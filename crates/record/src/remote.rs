@@ -1,8 +1,8 @@
 //! System calls that a stopped target makes for us.
 //!
 //! Owns [`Remote`]: a thread that is stopped, its registers as they are to be when it goes on, and a `syscall` instruction in its memory.
-//! Invariant: when it is [finished](Remote::finish), the thread's registers are as they were, or as the caller changed them; a system call that was
-//! interrupted by our stop is restarted, as the kernel would have done.
+//! Invariants: when it is [finished](Remote::finish), the thread's registers are as they were, or as the caller changed them; a system call that was
+//! interrupted by our stop is restarted, as the kernel would have done; if the recorder dies in between, the thread goes on as it was.
 
 use std::io;
 
@@ -10,6 +10,7 @@ use trapline_engine::Addr;
 
 use crate::sys::{
     Tid,
+    memory::Memory,
     ptrace::{self, Stop, SyscallStop},
 };
 
@@ -20,9 +21,20 @@ pub(crate) struct Remote {
     /// What the thread goes on with.
     pub(crate) registers: libc::user_regs_struct,
     syscall_insn: Addr,
+    /// Where the stack pointer is during a system call, from where it was.
+    stack_offset: i64,
     created: Option<Tid>,
     /// Signals that arrived meanwhile.
     signals: Vec<i32>,
+}
+
+/// Where a thread of the target runs system calls for the recorder: see [`trapline_abi::agent::symbol::ERRAND`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Errand {
+    /// The `syscall`.
+    pub(crate) syscall_insn: Addr,
+    /// What the thread takes its registers from.
+    pub(crate) registers: Addr,
 }
 
 /// The kernel's codes for a system call that is to be started again (include/linux/errno.h).
@@ -37,11 +49,35 @@ const SYSCALL_BYTES: u64 = 2;
 const MAX_ERRNO: u64 = 4095;
 
 impl Remote {
-    /// Takes over a stopped thread; `syscall_insn` is the address of a `syscall` instruction that it can execute.
+    /// Takes over a stopped thread that never goes on; `syscall_insn` is the address of a `syscall` instruction that it can execute.
     pub(crate) fn new(tid: Tid, syscall_insn: Addr) -> io::Result<Self> {
         let mut registers = ptrace::registers(tid)?;
         restart(&mut registers);
-        Ok(Self { tid, registers, syscall_insn, created: None, signals: Vec::new() })
+        Ok(Self { tid, registers, syscall_insn, stack_offset: 0, created: None, signals: Vec::new() })
+    }
+
+    /// Takes over a stopped thread of a process that has the agent. If the recorder dies, the thread goes on where it was.
+    pub(crate) fn on_errand(tid: Tid, memory: &Memory, errand: Errand) -> io::Result<Self> {
+        let remote = Self::new(tid, errand.syscall_insn)?;
+        let now = &remote.registers;
+        let general = [
+            now.r15, now.r14, now.r13, now.r12, now.rbp, now.rbx, now.r11, now.r10, now.r9, now.r8, now.rax, now.rcx,
+            now.rdx, now.rsi, now.rdi,
+        ];
+        let words = general.into_iter().chain([now.eflags, now.rsp, now.rip]);
+        let bytes: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
+        memory.write(errand.registers, &bytes)?;
+        Ok(remote)
+    }
+
+    /// Takes over a thread that is stopped at the first instruction of a new image: no register counts yet but the stack pointer. `syscall_ret` is the
+    /// address of a `syscall` and a `ret`. If the recorder dies, the thread returns to where it is.
+    pub(crate) fn at_start(tid: Tid, memory: &Memory, syscall_ret: Addr) -> io::Result<Self> {
+        let mut remote = Self::new(tid, syscall_ret)?;
+        remote.stack_offset = -8;
+        let return_at = Addr::new(remote.registers.rsp).offset(remote.stack_offset);
+        memory.write_word(return_at, remote.registers.rip)?;
+        Ok(remote)
     }
 
     /// The task that a system call has created last, as the recorder sees it.
@@ -54,6 +90,7 @@ impl Remote {
         let number = number.cast_unsigned();
         let mut call = self.registers;
         call.rip = self.syscall_insn.value();
+        call.rsp = call.rsp.wrapping_add_signed(self.stack_offset);
         call.rax = number;
         call.orig_rax = u64::MAX;
         [call.rdi, call.rsi, call.rdx, call.r10, call.r8, call.r9] = arguments;
@@ -76,12 +113,11 @@ impl Remote {
 
     fn run_to_syscall(&mut self) -> io::Result<()> {
         loop {
-            ptrace::resume_to_syscall(self.tid)?;
-            match ptrace::wait_for(self.tid)? {
+            ptrace::resume_to_syscall(self.tid, 0)?;
+            match ptrace::wait_for_stop(self.tid)? {
                 Stop::Syscall => return Ok(()),
                 Stop::Signal(signal) => self.signals.push(signal),
                 Stop::Clone => self.created = Tid::try_from(ptrace::event_message(self.tid)?).ok(),
-                Stop::Exited(_) | Stop::Killed(_) => return Err(io::Error::from_raw_os_error(libc::ESRCH)),
                 _ => {}
             }
         }

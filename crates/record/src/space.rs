@@ -23,7 +23,7 @@ use trapline_trace::Load;
 use crate::{
     arm::KnownModule,
     pool::{Pool, Taken},
-    remote::Remote,
+    remote::{Errand, Remote},
     sys::{
         maps::{self, Mapping},
         memory::Memory,
@@ -69,8 +69,10 @@ pub(crate) struct AgentAt {
     pub(crate) objects_changed: Addr,
     /// What functions begin with that can switch a sandbox on.
     pub(crate) sandbox: Addr,
-    /// A `syscall` instruction.
+    /// A `syscall` instruction for tasks that never go on.
     pub(crate) syscall_insn: Addr,
+    /// Where threads run system calls for us.
+    pub(crate) errand: Errand,
     /// From a thread pointer to the thread's [`Thread`].
     pub(crate) thread_offset: i64,
 }

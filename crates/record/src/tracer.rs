@@ -129,12 +129,18 @@ impl<'a> Tracer<'a> {
         self.main = child.pid;
         let toggler = self.options.toggle.as_ref().map(Toggler::new).transpose();
         self.toggler = toggler.doing(|| "writing the log of switched sites".to_owned())?;
-        ptrace::seize(child.pid).doing(|| format!("tracing process {}", child.pid))?;
+        if let Err(error) = ptrace::seize(child.pid) {
+            // Whoever was killed before we traced it is not there to be traced.
+            let Ok(Some((_, stop @ Stop::Killed(_)))) = ptrace::poll_any() else {
+                return Err(error).doing(|| format!("tracing process {}", child.pid));
+            };
+            return Ok((Outcome { status: Some(stop), ..self.outcome }, self.armory));
+        }
         let process = self.new_process(child.pid, None, How::Launched);
         let task =
             Task { process, space: None, loading: None, tid_inside: id_inside(child.pid), forbidden: 0, lent: None };
         self.tasks.insert(child.pid, task);
-        let failure = child.go().doing(|| "starting the program".to_owned())?;
+        let failure = child.go();
         loop {
             match ptrace::poll_any() {
                 Ok(Some((tid, stop))) => self.stopped(tid, stop),
@@ -170,16 +176,16 @@ impl<'a> Tracer<'a> {
             return self.started(tid, stop);
         }
         match stop {
-            Stop::Signal(libc::SIGTRAP) if self.is_at_breakpoint(tid) => self.at_breakpoint(tid),
+            Stop::Syscall if self.has_made_report(tid) => self.loader_reports(tid),
             Stop::Signal(libc::SIGTRAP) if self.is_at_poked_site(tid) => resume(tid, 0),
-            Stop::Signal(signal) => resume(tid, signal),
+            Stop::Signal(signal) => self.go_on(tid, signal),
             Stop::Fork | Stop::Vfork | Stop::Clone => self.created(tid, stop),
             Stop::VforkDone => self.vfork_done(tid),
             Stop::Exec => self.executed(tid),
             // An error means that the task is gone: its end is reported.
             Stop::WithItsGroup => drop(ptrace::listen(tid)),
             Stop::Interrupted if self.requests.contains_key(&tid) => self.objects_changed(tid),
-            Stop::Interrupted | Stop::Syscall | Stop::Exited(_) | Stop::Killed(_) => resume(tid, 0),
+            Stop::Interrupted | Stop::Syscall | Stop::Exited(_) | Stop::Killed(_) => self.go_on(tid, 0),
         }
     }
 
@@ -291,7 +297,7 @@ impl<'a> Tracer<'a> {
             return space.forget_pool(&memory).and(Err(io::Error::other(SANDBOXED)));
         }
         let pool = Pool::new(self.options.chunks, self.options.on_full).map(Arc::new)?;
-        let mut remote = Remote::new(tid, space.agent.syscall_insn)?;
+        let mut remote = Remote::on_errand(tid, &memory, space.agent.errand)?;
         let mapped = space.map_pool(&mut remote, &memory, &pool, &[]);
         remote.finish()?;
         if let Err(error) = mapped {
@@ -373,15 +379,21 @@ impl<'a> Tracer<'a> {
             }
         };
         self.tasks.insert(tid, task);
-        resume(tid, 0);
+        self.go_on(tid, 0);
     }
 
-    fn is_at_breakpoint(&self, tid: Tid) -> bool {
+    fn has_made_report(&self, tid: Tid) -> bool {
         let image = self.tasks.get(&tid).and_then(|task| task.loading.as_ref());
-        image.is_some_and(|image| {
-            ptrace::is_breakpoint(tid).unwrap_or(false)
-                && ptrace::registers(tid).is_ok_and(|registers| image.is_at(Addr::new(registers.rip)))
-        })
+        image.is_some_and(|image| image.has_made_report(tid))
+    }
+
+    /// Lets a task go on: while its dynamic linker works, to its next system call.
+    fn go_on(&self, tid: Tid, signal: i32) {
+        if self.tasks.get(&tid).is_some_and(|task| task.loading.is_some()) {
+            let _ = ptrace::resume_to_syscall(tid, signal);
+        } else {
+            resume(tid, signal);
+        }
     }
 
     fn is_at_poked_site(&self, tid: Tid) -> bool {
@@ -408,7 +420,8 @@ impl<'a> Tracer<'a> {
         })
     }
 
-    fn at_breakpoint(&mut self, tid: Tid) {
+    /// The dynamic linker has made the system call that we put there.
+    fn loader_reports(&mut self, tid: Tid) {
         let image = self.tasks.get_mut(&tid).and_then(|task| task.loading.take());
         let Some(image) = image else { return resume(tid, 0) };
         let report = Memory::open(tid).and_then(|memory| Ok((image.reached(tid, &memory)?, memory)));
@@ -417,7 +430,7 @@ impl<'a> Tracer<'a> {
                 if let Some(task) = self.tasks.get_mut(&tid) {
                     task.loading = Some(image);
                 }
-                resume(tid, 0);
+                self.go_on(tid, 0);
             }
             Ok((Report::Loaded, memory)) => match self.arm(tid, &image, memory) {
                 Ok(signals) => resume_with(tid, &signals),

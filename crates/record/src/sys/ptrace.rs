@@ -78,8 +78,8 @@ pub(crate) fn resume(tid: Tid, signal: i32) -> io::Result<()> {
 }
 
 /// The same, to the next entry or exit of a system call.
-pub(crate) fn resume_to_syscall(tid: Tid) -> io::Result<()> {
-    request(libc::PTRACE_SYSCALL, tid, 0, 0)
+pub(crate) fn resume_to_syscall(tid: Tid, signal: i32) -> io::Result<()> {
+    request(libc::PTRACE_SYSCALL, tid, 0, signal.cast_unsigned() as usize)
 }
 
 /// Leaves a thread stopped that its group's stop signal stopped, and hears of SIGCONT.
@@ -162,6 +162,28 @@ pub(crate) fn wait_for(tid: Tid) -> io::Result<Stop> {
             return Ok(stop);
         }
     }
+}
+
+/// Waits for one thread's next stop. Its end is left to [`poll_any`].
+///
+/// # Errors
+/// `ESRCH` if it has ended.
+pub(crate) fn wait_for_stop(tid: Tid) -> io::Result<Stop> {
+    // SAFETY: plain numbers, for which zero is a value.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    let options = libc::WEXITED | libc::WSTOPPED | libc::WNOWAIT | libc::__WALL;
+    loop {
+        // SAFETY: the information outlives the call.
+        match check(unsafe { libc::waitid(libc::P_PID, tid.cast_unsigned(), &raw mut info, options) }.into()) {
+            Ok(_) => break,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    if matches!(info.si_code, libc::CLD_EXITED | libc::CLD_KILLED | libc::CLD_DUMPED) {
+        return Err(io::Error::from_raw_os_error(libc::ESRCH));
+    }
+    wait_for(tid)
 }
 
 fn wait(tid: Tid, options: i32) -> io::Result<Option<(Tid, Stop)>> {

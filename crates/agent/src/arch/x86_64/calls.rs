@@ -2,6 +2,8 @@
 
 use core::mem::offset_of;
 
+use trapline_abi::agent::ErrandRegisters;
+
 use super::{CHUNK_BYTES, OnFull, PoolHeader, Thread, global_asm, number_of::PLACE_IN_AH};
 
 global_asm!(
@@ -149,8 +151,38 @@ trapline_syscall:
     syscall
     int3
     .size trapline_syscall, . - trapline_syscall
+
+    # The recorder sends a thread here, and takes it away again behind the system call. If it died meanwhile, nobody does, and the thread
+    # takes itself back to where it was. Nothing is pushed here: what lies behind the stack pointer is the area itself.
+    .hidden trapline_errand
+    .globl trapline_errand
+    .type trapline_errand, @function
+trapline_errand:
+    syscall
+    lea rsp, [rip + trapline_errand_registers]
+    pop r15
+    pop r14
+    pop r13
+    pop r12
+    pop rbp
+    pop rbx
+    pop r11
+    pop r10
+    pop r9
+    pop r8
+    pop rax
+    pop rcx
+    pop rdx
+    pop rsi
+    pop rdi
+    popfq
+    mov rsp, qword ptr [rip + trapline_errand_registers + {ERRAND_RSP}]
+    jmp qword ptr [rip + trapline_errand_registers + {ERRAND_RIP}]
+    .size trapline_errand, . - trapline_errand
     .popsection
     "#,
+    ERRAND_RSP = const offset_of!(ErrandRegisters, rsp),
+    ERRAND_RIP = const offset_of!(ErrandRegisters, rip),
     CLOSED = const offset_of!(PoolHeader, closed),
     ON_FULL = const offset_of!(PoolHeader, on_full),
     DROP = const OnFull::Drop as u32,

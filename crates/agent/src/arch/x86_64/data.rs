@@ -33,9 +33,18 @@ trapline_config:
     # `object.rs` moves the relocation of `trapline_thread_told` here: GNU ld relocates no such word in a shared object, but only its own table.
     .quad {TOLD}
     .quad 0
+
+    .p2align 3
+    .hidden trapline_errand_registers
+    .globl trapline_errand_registers
+    .type trapline_errand_registers, @object
+    .size trapline_errand_registers, {ERRAND_BYTES}
+trapline_errand_registers:
+    .zero {ERRAND_BYTES}
     .popsection
     "#,
     TOLD = const TOLD,
+    ERRAND_BYTES = const size_of::<trapline_abi::agent::ErrandRegisters>(),
     BYTES = const size_of::<Thread>().next_multiple_of(64),
 );
 
