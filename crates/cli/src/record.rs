@@ -128,6 +128,12 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
             if !arguments.quiet {
                 tell(&summary, arguments);
             }
+            if let Some(failure) = &summary.failure {
+                eprintln!(
+                    "trapline: {failure}. {} events were lost then, and what was called later is neither recorded nor counted; the program ran on",
+                    summary.losses.unwritten
+                );
+            }
             trapline_record::die_likewise(&summary);
             Ok(Outcome::Program(summary.status))
         }

@@ -21,7 +21,6 @@ use trapline_abi::pool::{OnFull, state};
 use trapline_trace::{Losses, Stream, Writer};
 
 use crate::{
-    error::Error,
     pool::{CHUNK_RECORDS, Pool, Taken},
     sys::{Tid, shared},
 };
@@ -66,10 +65,19 @@ pub(crate) enum Message {
 /// What the tracer hears from the drain: this space's objects have changed, and a thread of it waits.
 pub(crate) type Changed = SpaceId;
 
+/// How it went.
+#[derive(Debug)]
+pub(crate) struct Finished {
+    /// What is not in the trace.
+    pub(crate) losses: Losses,
+    /// Why the trace breaks off.
+    pub(crate) failure: Option<trapline_trace::Error>,
+}
+
 /// The thread.
 pub(crate) struct Drain {
     messages: Sender<Message>,
-    thread: JoinHandle<Result<Losses, Error>>,
+    thread: JoinHandle<Finished>,
 }
 
 impl Drain {
@@ -111,10 +119,10 @@ impl Drain {
     }
 
     /// Waits until all that was told is done.
-    pub(crate) fn finish(self) -> Result<Losses, Error> {
+    pub(crate) fn finish(self) -> Finished {
         drop(self.messages);
         match self.thread.join() {
-            Ok(result) => result,
+            Ok(finished) => finished,
             Err(panic) => std::panic::resume_unwind(panic),
         }
     }
@@ -232,14 +240,13 @@ impl Work {
         }
     }
 
-    fn finish(mut self) -> Result<Losses, Error> {
+    fn finish(mut self) -> Finished {
         let result = self.writer.losses(&self.losses);
         self.keep(result);
-        let finished = self.writer.finish();
-        match self.failure {
-            Some(failure) => Err(failure.into()),
-            None => finished.map(|_| self.losses).map_err(Into::into),
-        }
+        let losses = self.writer.with_own(&self.losses);
+        // A trace that lacks something has no end.
+        let failure = self.failure.or_else(|| self.writer.finish().err());
+        Finished { losses, failure }
     }
 
     /// The first failure is the one that is reported; targets go on untraced.

@@ -26,7 +26,7 @@ pub enum Error {
         reason: String,
     },
     /// A call of the operating system failed.
-    #[error("{doing}: {source}")]
+    #[error("{doing}: {source}{}", advice(source))]
     System {
         /// What was being done.
         doing: String,
@@ -36,6 +36,18 @@ pub enum Error {
     /// The trace file could not be written.
     #[error(transparent)]
     Trace(#[from] trapline_trace::Error),
+}
+
+fn advice(source: &io::Error) -> &'static str {
+    match source.raw_os_error() {
+        Some(libc::EMFILE) => "; allow more open files, by `ulimit -n`",
+        Some(libc::ENFILE) => "; the whole system has too many open files: allow more by the sysctl fs.file-max",
+        Some(libc::EPERM) => {
+            "; somebody else traces it, or a sandbox forbids it: try as another user or outside of the container"
+        }
+        Some(libc::ENOMEM) => "; free some memory, or ask for a smaller --buffer",
+        _ => "",
+    }
 }
 
 /// For errors of the operating system: says what was being done.

@@ -98,6 +98,8 @@ pub struct Summary {
     pub losses: Losses,
     /// Size of the trace file in bytes.
     pub trace_bytes: u64,
+    /// Why the trace breaks off, if it does. The program ran on untraced from then on.
+    pub failure: Option<trapline_trace::Error>,
 }
 
 /// Follows a recording while it goes on.
@@ -114,12 +116,16 @@ impl Progress {
 /// Runs `command` and records it. `progress` counts along.
 ///
 /// # Errors
-/// If the program cannot be started or traced, or the trace cannot be written. A program that was started is not harmed by the latter.
+/// If the program cannot be started or traced, or the trace cannot be created. A program that was started is not harmed if the trace cannot be written
+/// on: that is no error, but [`Summary::failure`].
 pub fn record(command: &[OsString], options: &Options, progress: &Progress) -> Result<Summary, Error> {
     let program = Program::find(command)?;
+    let limit_signal = spawn::ignore_file_limit();
     let mut writer = Writer::create(&options.output, &meta(command, options))?;
     writer.calibration(&[clock_point()])?;
-    let child = spawn::spawn(program.path.as_os_str(), &program.arguments).doing(|| "starting a process".to_owned())?;
+    let child = spawn::spawn(program.path.as_os_str(), &program.arguments, limit_signal)
+        .doing(|| "starting a process".to_owned())?;
+    spawn::raise_descriptor_limit();
     let inbox = Inbox::new().doing(|| "taking over signals".to_owned())?;
     let waker = inbox.waker().doing(|| "taking over signals".to_owned())?;
     let (tell, changed) = mpsc::channel();
@@ -133,7 +139,7 @@ pub fn record(command: &[OsString], options: &Options, progress: &Progress) -> R
     let armory = Armory::new().doing(|| "sharing the agent".to_owned())?;
     let outcome = tracer::Tracer::new(options, inbox, changed, &drain, armory).run(child);
     drain.write(|writer| writer.calibration(&[clock_point()]));
-    let losses = drain.finish();
+    let finished = drain.finish();
     let (outcome, armory) = outcome?;
     let (status, signal) = match outcome.status {
         Some(Stop::Exited(code)) => (u8::try_from(code).unwrap_or(u8::MAX), None),
@@ -147,7 +153,8 @@ pub fn record(command: &[OsString], options: &Options, progress: &Progress) -> R
         untraced: outcome.untraced,
         coverage: armory.coverage(),
         records: progress.records(),
-        losses: losses?,
+        losses: finished.losses,
+        failure: finished.failure,
         trace_bytes: fs::metadata(&options.output).map_or(0, |metadata| metadata.len()),
     })
 }

@@ -265,10 +265,16 @@ impl Writer {
     /// # Errors
     /// [`Error::Write`].
     pub fn losses(&mut self, losses: &Losses) -> Result<(), Error> {
+        self.json(chunk_type::LOSSES, &self.with_own(losses))
+    }
+
+    /// `losses`, and those that the writer has counted itself.
+    #[must_use]
+    pub fn with_own(&self, losses: &Losses) -> Losses {
         let mut losses = losses.clone();
         losses.torn += self.torn;
         losses.unwritten += self.unwritten;
-        self.json(chunk_type::LOSSES, &losses)
+        losses
     }
 
     /// A process has ended. `status` is as `wait` gives it.

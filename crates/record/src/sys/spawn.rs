@@ -32,8 +32,30 @@ fn pipe() -> io::Result<[OwnedFd; 2]> {
     Ok(ends.map(|end| unsafe { OwnedFd::from_raw_fd(end) }))
 }
 
+/// What was to be done about SIGXFSZ.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LimitSignal(libc::sighandler_t);
+
+/// Has a write beyond the limit for a file's size fail, where it would end this process. The program gets back what was.
+pub(crate) fn ignore_file_limit() -> LimitSignal {
+    // SAFETY: no handler is set, and there is none yet.
+    LimitSignal(unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) })
+}
+
+/// Allows this process as many descriptors as it may have: each traced process takes some. Call after [`spawn`], so that the program keeps its own limit.
+pub(crate) fn raise_descriptor_limit() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the limit outlives the call.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } == 0 {
+        limit.rlim_cur = limit.rlim_max;
+        // A limit that stays is met later, and told then.
+        // SAFETY: the limit outlives the call.
+        unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
+    }
+}
+
 /// Forks a child that will execute `program` with these arguments (the first is its name) and our environment.
-pub(crate) fn spawn(program: &OsStr, arguments: &[OsString]) -> io::Result<Waiting> {
+pub(crate) fn spawn(program: &OsStr, arguments: &[OsString], limit_signal: LimitSignal) -> io::Result<Waiting> {
     let c_string =
         |text: &OsStr| CString::new(text.as_bytes()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput));
     let program = c_string(program)?;
@@ -46,14 +68,20 @@ pub(crate) fn spawn(program: &OsStr, arguments: &[OsString]) -> io::Result<Waiti
     check(pid.into())?;
     if pid == 0 {
         // SAFETY: (1) async-signal-safe all of them; (2) the strings were made before the fork.
-        unsafe { child([wait.as_raw_fd(), go.as_raw_fd()], report.as_raw_fd(), &program, &pointers) }
+        unsafe { child([wait.as_raw_fd(), go.as_raw_fd()], report.as_raw_fd(), &program, &pointers, limit_signal) }
     }
     Ok(Waiting { pid, go, failure })
 }
 
 /// # Safety
 /// Only in a forked child; `arguments` ends in a null pointer and points to strings.
-unsafe fn child([wait, go]: [i32; 2], report: i32, program: &CString, arguments: &[*const libc::c_char]) -> ! {
+unsafe fn child(
+    [wait, go]: [i32; 2],
+    report: i32,
+    program: &CString,
+    arguments: &[*const libc::c_char],
+    limit_signal: LimitSignal,
+) -> ! {
     // If the recorder dies, nobody else must hold this end.
     // SAFETY: the descriptor is this process's copy, which nobody uses.
     unsafe { libc::close(go) };
@@ -63,6 +91,8 @@ unsafe fn child([wait, go]: [i32; 2], report: i32, program: &CString, arguments:
     if read == 1 {
         // SAFETY: the default for a signal that this process has no handler for.
         unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+        // SAFETY: what this process began with: the default, or to ignore it.
+        unsafe { libc::signal(libc::SIGXFSZ, limit_signal.0) };
         // SAFETY: strings, and a list of them that ends in a null pointer.
         unsafe { libc::execv(program.as_ptr(), arguments.as_ptr()) };
         let error = io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO).to_ne_bytes();
