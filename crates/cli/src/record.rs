@@ -128,6 +128,9 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
             if !arguments.quiet {
                 tell(&summary, arguments);
             }
+            if !arguments.quiet || summary.processes == 0 {
+                tell_untraced(&summary);
+            }
             if let Some(failure) = &summary.failure {
                 eprintln!(
                     "trapline: {failure}. {} events were lost then, and what was called later is neither recorded nor counted; the program ran on",
@@ -239,6 +242,9 @@ fn tell(summary: &Summary, arguments: &Arguments) {
     if losses.waited_ns > 0 {
         eprintln!("[trapline: threads waited {} ms for room; a larger --buffer helps]", losses.waited_ns / 1_000_000);
     }
+}
+
+fn tell_untraced(summary: &Summary) {
     for (program, reason) in &summary.untraced {
         eprintln!("[trapline: {program} ran untraced: {reason}]");
     }

@@ -41,6 +41,7 @@ pub enum Error {
 fn advice(source: &io::Error) -> &'static str {
     match source.raw_os_error() {
         Some(libc::EMFILE) => "; allow more open files, by `ulimit -n`",
+        Some(libc::EFBIG) => "; the limit for a file's size holds for shared memory too: raise it, by `ulimit -f`",
         Some(libc::ENFILE) => "; the whole system has too many open files: allow more by the sysctl fs.file-max",
         Some(libc::EPERM) => {
             "; somebody else traces it, or a sandbox forbids it: try as another user or outside of the container"

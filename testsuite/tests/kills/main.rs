@@ -91,7 +91,7 @@ impl Place {
         Program::of(&["ticks.c"]).build(Optimised::Yes, scratch.path());
         let mut place = Self { scratch, duration: Duration::ZERO };
         let started = Instant::now();
-        let whole = place.command(&["./ticks", "notes"]).run();
+        let whole = place.command(&["./ticks", "notes"], "64").run();
         place.duration = started.elapsed();
         assert_eq!(whole.end, End::Status(7), "{}", whole.error_text());
         place
@@ -102,11 +102,12 @@ impl Place {
         Command::new(words, self.scratch.path())
     }
 
-    fn command(&self, words: &[&str]) -> Command {
+    /// With little room, the target is soon full of events that nobody drains.
+    fn command(&self, words: &[&str], room_mib: &str) -> Command {
         for name in ["trace", "trace.old"] {
             let _ = fs::remove_file(self.scratch.join(name));
         }
-        self.bare(words).behind(trapline::record(&self.scratch.join("trace"), &["--buffer", "4"]))
+        self.bare(words).behind(trapline::record(&self.scratch.join("trace"), &["--buffer", room_mib]))
     }
 
     fn notes(&self) -> Notes {
@@ -115,8 +116,8 @@ impl Place {
 
     /// Starts a command, and does something at a random moment.
     fn interrupted(&self, words: &[&str], round: u64, random: &mut Random, kill: impl Fn(u32)) -> Outcome {
-        let moment = random.below(if round.is_multiple_of(2) { START } else { self.duration });
-        let running = self.command(words).start();
+        let moment = random.below(if round % 2 == 0 { START } else { self.duration });
+        let running = self.command(words, if round % 4 == 0 { "4" } else { "64" }).start();
         thread::sleep(moment);
         kill(running.pid);
         running.finish()

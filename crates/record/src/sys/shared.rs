@@ -15,6 +15,30 @@ use trapline_abi::pool::{ChunkHeader, PoolHeader};
 
 use super::check;
 
+/// Does something while files may be as large as they may be for this user: the limit for a file's size holds for memory that has a descriptor, too, but
+/// is not meant for it.
+fn without_file_limit<T>(make: impl FnOnce() -> T) -> T {
+    let mut limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+    // SAFETY: the limit outlives the call.
+    let is_limited =
+        unsafe { libc::getrlimit(libc::RLIMIT_FSIZE, &raw mut limit) } == 0 && limit.rlim_cur != libc::RLIM_INFINITY;
+    if !is_limited {
+        return make();
+    }
+    let unlimited = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+    let highest = libc::rlimit { rlim_cur: limit.rlim_max, ..limit };
+    // Root may go beyond the upper limit. If neither works, what is made fails, and says so.
+    // SAFETY: the limit outlives the call.
+    if unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &raw const unlimited) } != 0 {
+        // SAFETY: as above.
+        unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &raw const highest) };
+    }
+    let made = make();
+    // SAFETY: as above.
+    unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &raw const limit) };
+    made
+}
+
 fn memfd(name: &CStr, flags: libc::c_uint) -> io::Result<File> {
     // SAFETY: the name is a string that outlives the call.
     let descriptor = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC | flags) };
@@ -26,7 +50,7 @@ fn memfd(name: &CStr, flags: libc::c_uint) -> io::Result<File> {
 /// A file without a name that nobody can change any more.
 pub(crate) fn sealed_file(name: &CStr, content: &[u8]) -> io::Result<File> {
     let mut file = memfd(name, libc::MFD_ALLOW_SEALING)?;
-    file.write_all(content)?;
+    without_file_limit(|| file.write_all(content))?;
     let seals = libc::F_SEAL_SEAL | libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_WRITE;
     // SAFETY: plain numbers.
     check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) }.into())?;
@@ -55,7 +79,7 @@ impl SharedMemory {
     /// `len_bytes` of zeros.
     pub(crate) fn new(name: &CStr, len_bytes: usize) -> io::Result<Self> {
         let file = memfd(name, 0)?;
-        file.set_len(len_bytes as u64)?;
+        without_file_limit(|| file.set_len(len_bytes as u64))?;
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         let flags = libc::MAP_SHARED | libc::MAP_NORESERVE;
         // SAFETY: a new mapping at an address of the kernel's choice.
