@@ -161,6 +161,11 @@ impl Running {
         Outcome { stdout, stderr, end: End::of(status) }
     }
 
+    /// Whether it has ended. What it left behind may go on.
+    pub fn has_ended(&self) -> bool {
+        !Path::new(&format!("/proc/{}", self.pid)).exists()
+    }
+
     fn within<T>(&self, what: &str, from: &Receiver<T>) -> T {
         let left = self.deadline.saturating_duration_since(Instant::now());
         from.recv_timeout(left).unwrap_or_else(|_| {

@@ -189,6 +189,69 @@ fn replay_interleaves_threads_in_the_order_of_time() {
     assert_eq!(ended, [7, 8, 8, 7, 7, 7]);
 }
 
+const VERBS: [&str; 4] = ["report", "replay", "functions", "info"];
+
+#[test]
+fn what_is_no_trace_is_told_with_what_to_do() {
+    let directory = directory("garbage");
+    let path = directory.0.join("trapline.data");
+    write_trace(&path);
+    let trace = fs::read(&path).expect("the trace");
+    let noise: Vec<u8> = (0..5000_u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let texts: [(&[u8], &str); 6] = [
+        (b"", "is empty"),
+        (b"some text\n", "is not a trapline trace"),
+        (&noise, "is not a trapline trace"),
+        (&[0; 4096], "is not a trapline trace"),
+        (&trace[1..], "is not a trapline trace"),
+        (b"\x7fELF\x02\x01\x01", "is not a trapline trace"),
+    ];
+    let told = |verb: &str| {
+        let output = trapline(&[verb], &directory);
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.stdout.is_empty() && output.status.code() == Some(3), "{verb}: {}: {text}", output.status);
+        text
+    };
+    for verb in VERBS {
+        for (content, expected) in texts {
+            fs::write(&path, content).expect("a file");
+            let text = told(verb);
+            assert!(text.contains(expected) && text.contains("trapline record"), "{verb}: {text}");
+        }
+        for len in 1..8 {
+            fs::write(&path, &trace[..len]).expect("a file");
+            assert!(told(verb).contains("trapline record"), "{verb} of {len} bytes");
+        }
+        fs::remove_file(&path).expect("the file");
+        fs::create_dir(&path).expect("a folder");
+        assert!(told(verb).contains("name a file that `trapline record` wrote"), "{verb}");
+        fs::remove_dir(&path).expect("the folder");
+    }
+}
+
+#[test]
+fn a_byte_that_is_wrong_costs_its_chunk_and_is_told() {
+    let directory = directory("wrong");
+    let path = directory.0.join("trapline.data");
+    write_trace(&path);
+    let trace = fs::read(&path).expect("the trace");
+    for at in (16..trace.len()).step_by(7) {
+        let mut wrong = trace.clone();
+        wrong[at] ^= 0x55;
+        fs::write(&path, &wrong).expect("a file");
+        for verb in VERBS {
+            let output = trapline(&[verb, "--json"], &directory);
+            let text = String::from_utf8_lossy(&output.stderr);
+            assert!(
+                output.status.success() && text.contains("damaged"),
+                "{verb}, byte {at}: {}: {text}",
+                output.status
+            );
+            serde_json::from_slice::<Value>(&output.stdout).expect("JSON");
+        }
+    }
+}
+
 #[test]
 fn a_trace_cut_anywhere_is_read_and_a_missing_one_is_told() {
     let directory = directory("cut");
@@ -197,9 +260,9 @@ fn a_trace_cut_anywhere_is_read_and_a_missing_one_is_told() {
     assert!(!missing.status.success() && String::from_utf8_lossy(&missing.stderr).contains("trapline record"));
     write_trace(&path);
     let bytes = fs::read(&path).expect("the trace");
-    for len in (16..bytes.len()).step_by(61) {
+    for len in (16..bytes.len()).step_by(5) {
         fs::write(&path, &bytes[..len]).expect("a file");
-        for verb in ["report", "replay", "functions", "info"] {
+        for verb in VERBS {
             let output = trapline(&[verb], &directory);
             assert!(output.status.success(), "{verb} of {len} bytes");
             assert!(!output.stderr.is_empty(), "{verb} of {len} bytes says nothing");
