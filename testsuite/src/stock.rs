@@ -54,11 +54,11 @@ impl Stock {
     /// What there is to complain about under the recorder whose words `record` makes. For negative controls, that is not trapline.
     pub fn complaints(&self, record: fn(&Path, &[&str]) -> Vec<OsString>) -> Vec<String> {
         let scratch = Scratch::new();
-        let bare = self.comparable(self.command.run());
+        let bare = self.comparable(&self.command.run());
         let mut found = Vec::new();
         for (variant, options) in VARIANTS {
             let trace = scratch.join("trace");
-            let outcome = self.comparable(self.command.behind(record(&trace, options)).run());
+            let outcome = self.comparable(&self.command.behind(record(&trace, options)).run());
             let mut complaints = compare::same(&bare, &outcome);
             complaints.extend(of_trace(&trace).unwrap_or_else(|error| vec![error]));
             found.extend(complaints.iter().map(|text| format!("{}, {variant}: {text}", self.command)));
@@ -66,7 +66,7 @@ impl Stock {
         found
     }
 
-    fn comparable(&self, outcome: Outcome) -> Outcome {
+    fn comparable(&self, outcome: &Outcome) -> Outcome {
         Outcome {
             stdout: (self.normalise)(&outcome.text()).into_bytes(),
             stderr: (self.normalise)(&outcome.error_text()).into_bytes(),

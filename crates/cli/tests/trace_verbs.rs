@@ -198,12 +198,11 @@ fn what_is_no_trace_is_told_with_what_to_do() {
     write_trace(&path);
     let trace = fs::read(&path).expect("the trace");
     let noise: Vec<u8> = (0..5000_u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
-    let texts: [(&[u8], &str); 6] = [
+    let texts: [(&[u8], &str); 5] = [
         (b"", "is empty"),
         (b"some text\n", "is not a trapline trace"),
         (&noise, "is not a trapline trace"),
         (&[0; 4096], "is not a trapline trace"),
-        (&trace[1..], "is not a trapline trace"),
         (b"\x7fELF\x02\x01\x01", "is not a trapline trace"),
     ];
     let told = |verb: &str| {
@@ -218,7 +217,7 @@ fn what_is_no_trace_is_told_with_what_to_do() {
             let text = told(verb);
             assert!(text.contains(expected) && text.contains("trapline record"), "{verb}: {text}");
         }
-        for len in 1..8 {
+        for len in 1..16 {
             fs::write(&path, &trace[..len]).expect("a file");
             assert!(told(verb).contains("trapline record"), "{verb} of {len} bytes");
         }

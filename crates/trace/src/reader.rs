@@ -7,7 +7,7 @@
 use std::{
     collections::HashMap,
     fs::File,
-    io::Read,
+    io::{self, Read},
     path::{Path, PathBuf},
 };
 
@@ -145,7 +145,12 @@ impl Reader<File> {
     /// # Errors
     /// [`Error::Open`], [`Error::Read`], [`Error::Empty`], [`Error::NotATrace`], [`Error::Newer`].
     pub fn open(path: &Path) -> Result<Self, Error> {
-        let file = File::open(path).map_err(|source| Error::Open { path: path.into(), source })?;
+        let open = || {
+            let file = File::open(path)?;
+            // A folder can be opened, and not be read.
+            if file.metadata()?.is_dir() { Err(io::ErrorKind::IsADirectory.into()) } else { Ok(file) }
+        };
+        let file = open().map_err(|source| Error::Open { path: path.into(), source })?;
         Self::new(file, path)
     }
 }

@@ -97,7 +97,7 @@ fn another_user_opens_nothing_of_recorder_and_target() {
     let open = folder.join("open");
     fs::write(&open, "").expect("a file of our own");
     fs::set_permissions(&open, fs::Permissions::from_mode(0o644)).expect("a file of our own");
-    assert_eq!(open_as_nobody(&[open.clone()]), [open.to_string_lossy()]);
+    assert_eq!(open_as_nobody(std::slice::from_ref(&open)), [open.to_string_lossy()]);
     assert_eq!(exposed().difference(&before).collect::<Vec<_>>(), Vec::<&PathBuf>::new());
     fs::write(folder.join("over"), "").expect("a folder of our own");
     let outcome = running.finish();

@@ -44,8 +44,8 @@ fn a_program_on_the_threads_of_tokio() {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut build = process::Command::new(cargo);
     build.args(["build", "--quiet", "--locked", "--target-dir"]).arg(&target).current_dir(source);
-    let built = build.output().expect("cargo starts");
-    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    let outcome = build.output().expect("cargo starts");
+    assert!(outcome.status.success(), "{}", String::from_utf8_lossy(&outcome.stderr));
     let command = Command::new([target.join("debug/echoes")], &target);
     let bare = command.run();
     assert_eq!((bare.end, bare.text().as_str()), (End::Status(0), "68000 true\n"), "{}", bare.error_text());

@@ -39,8 +39,13 @@ fn load(folder: &Scratch, before: &[OsString]) -> (String, Outcome) {
     let loaded = client(&benchmark.concat());
     assert_eq!(loaded.end, End::Status(0), "{}", loaded.error_text());
     // The first of each line is the test's name, the others are figures.
-    let mut answers: String =
-        loaded.text().lines().filter_map(|line| line.split(',').next()).map(|name| format!("{name}\n")).collect();
+    let mut answers: String = loaded
+        .text()
+        .lines()
+        .filter_map(|line| line.split(',').next())
+        .flat_map(|name| [name, "\n"])
+        .map(str::to_owned)
+        .collect();
     for question in
         [["get", "counter:__rand_int__"], ["llen", "mylist"], ["scard", "myset"], ["strlen", "key:__rand_int__"]]
     {

@@ -33,10 +33,10 @@ fn without_file_limit<T>(make: impl FnOnce() -> T) -> T {
         // SAFETY: as above.
         unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &raw const highest) };
     }
-    let made = make();
+    let result = make();
     // SAFETY: as above.
     unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &raw const limit) };
-    made
+    result
 }
 
 fn memfd(name: &CStr, flags: libc::c_uint) -> io::Result<File> {
