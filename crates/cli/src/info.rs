@@ -56,7 +56,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome> {
             "pid": process.pid, "how": process.how, "executable": process.executable, "command": process.command,
             "status": catalog.exits.get(&process.id).and_then(|exit| exit.status),
         })).collect::<Vec<Value>>(),
-        "threads": catalog.streams.len(),
+        "threads": catalog.streams.len(), "thread_names": catalog.streams.values().map(|stream| json!({
+            "pid": catalog.processes.get(&stream.process).map(|process| process.pid), "tid": stream.tid, "name": stream.name,
+        })).collect::<Vec<Value>>(),
         "modules": catalog.modules.values().map(|module| json!({
             "path": module.path, "build_id": module.build_id, "functions": module.functions,
         })).collect::<Vec<Value>>(),
@@ -116,6 +118,9 @@ fn told(info: &Value) -> String {
         let _ = writeln!(told, "process    {} {}", process["pid"], shortened(&words(&process["command"])));
     }
     let _ = writeln!(told, "threads    {}", number("threads"));
+    for thread in info["thread_names"].as_array().into_iter().flatten() {
+        let _ = writeln!(told, "thread     {} {}", thread["tid"], thread["name"].as_str().unwrap_or_default());
+    }
     for module in info["modules"].as_array().into_iter().flatten() {
         let _ = writeln!(
             told,

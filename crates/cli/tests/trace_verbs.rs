@@ -86,8 +86,10 @@ fn report_functions_and_info_tell_what_was_recorded() {
     assert_eq!(functions["functions"][0]["reason"], "too-short");
     let info = json(&["info", "--json"]);
     assert_eq!((&info["calls"], &info["untraced"]["too-short"]), (&4.into(), &1.into()));
+    assert_eq!((&info["thread_names"][0]["tid"], &info["thread_names"][0]["name"]), (&7.into(), &"prog".into()));
     assert!(text(&trapline(&["report"], &directory)).contains("work [prog]"));
-    assert!(text(&trapline(&["info"], &directory)).contains("3 of 4 traced"));
+    let info = text(&trapline(&["info"], &directory));
+    assert!(info.contains("3 of 4 traced") && info.contains("thread     7 prog"), "{info}");
 }
 
 #[test]

@@ -42,7 +42,8 @@ impl Random {
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
         let upper = self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32;
-        Duration::from_nanos(u64::try_from(end.as_nanos()).expect("a short time") / 1024 * upper >> 22)
+        let end_ns = u64::try_from(end.as_nanos()).expect("a short time");
+        Duration::from_nanos((end_ns / 1024 * upper) >> 22)
     }
 }
 
@@ -116,8 +117,8 @@ impl Place {
 
     /// Starts a command, and does something at a random moment.
     fn interrupted(&self, words: &[&str], round: u64, random: &mut Random, kill: impl Fn(u32)) -> Outcome {
-        let moment = random.below(if round % 2 == 0 { START } else { self.duration });
-        let running = self.command(words, if round % 4 == 0 { "4" } else { "64" }).start();
+        let moment = random.below(if round.is_multiple_of(2) { START } else { self.duration });
+        let running = self.command(words, if round.is_multiple_of(4) { "4" } else { "64" }).start();
         thread::sleep(moment);
         kill(running.pid);
         running.finish()
