@@ -131,7 +131,7 @@ impl Place {
             assert_eq!(notes.begun, 0, "the target ran without a trace");
             return;
         }
-        for verb in ["info", "report", "functions", "replay"] {
+        for verb in ["info", "report"] {
             trace::ask(verb, &path).expect("a trace that opens");
         }
         let moments = Moments::read(&path, |name| name == "tick").expect("a trace");
