@@ -18,7 +18,7 @@ use crate::{
     ops::{Ops, OpsId, OpsSpec, OpsTable, SetId, SetTable, Trampoline},
     poke::{Outcome, Poke, PokeSet, Protocol, Step},
     site::{SiteSpec, SiteTable},
-    trampoline::{ENTRY_OFFSET_BYTES, int3_trampoline, ops_trampoline},
+    trampoline::{ENTRY_OFFSET_BYTES, OpsCall, int3_trampoline, ops_trampoline},
     trap::TrapState,
 };
 
@@ -340,8 +340,7 @@ impl<H: Host> Engine<H> {
             return Ok(Some(known.entry));
         }
         let machine = self.host.machine();
-        let calls: Vec<_> =
-            set.ops.iter().filter_map(|member| self.ops.find(*member)).map(|ops| ops.spec.call()).collect();
+        let calls = self.calls(&set.ops);
         let near = self.sites.region(region);
         // Which form of call reaches a callback depends on the place, and the place on the length: reserve for the longer form.
         let longest = ops_trampoline(&machine, &calls, near.start)?.len() + LONG_CALL_BYTES * calls.len();
@@ -353,6 +352,14 @@ impl<H: Host> Engine<H> {
         let block = AddrRange::new(at, longest as u64);
         self.sets.set_mut(id).trampolines.push(Trampoline { region, entry, block });
         Ok(Some(entry))
+    }
+
+    /// The callbacks of these ops in the order in which they are called: by age, but the one that may change where the call resumes last, since the others
+    /// learn from the same word which site this is.
+    fn calls(&self, members: &[OpsId]) -> Vec<OpsCall> {
+        let specs = || members.iter().filter_map(|member| self.ops.find(*member)).map(|ops| &ops.spec);
+        let of = |ip_modify| specs().filter(move |spec| spec.flags.ip_modify == ip_modify);
+        of(false).chain(of(true)).map(OpsSpec::call).collect()
     }
 
     fn commit(&mut self, pokes: Vec<Poke>, protocol: Protocol) -> Result<(), EngineError<H::Error>> {

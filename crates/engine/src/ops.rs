@@ -17,7 +17,7 @@ pub struct OpsId(u32);
 pub struct OpsFlags {
     /// `SAVE_REGS`: the callback sees all registers, not the arguments only.
     pub save_regs: bool,
-    /// IPMODIFY: the callback may change where the call resumes. Implies `SAVE_REGS`; exclusive at a site.
+    /// IPMODIFY: the callback may change where the call resumes. Implies `SAVE_REGS`; exclusive at a site, and called behind the others there.
     pub ip_modify: bool,
     /// `RECURSION_SAFE`: the callback may be entered again while it runs in the same context. Without it such calls are left out, and
     /// counted.

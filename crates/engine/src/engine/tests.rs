@@ -185,6 +185,20 @@ fn a_second_ip_modify_on_a_site_is_refused_by_name() {
 }
 
 #[test]
+fn an_ip_modify_is_called_behind_those_that_ask_for_the_site() {
+    let mut engine = engine(Mode::Bits64);
+    let mut register = |name, ip_modify, data| {
+        let mut spec = spec(name, Filter::name("main"));
+        spec.flags.ip_modify = ip_modify;
+        spec.callback.data = Addr::new(data);
+        engine.register(spec).unwrap()
+    };
+    let members = [register("older", false, 1), register("patch", true, 2), register("younger", false, 3)];
+    let order: Vec<u64> = engine.calls(&members).iter().map(|call| call.data.value()).collect();
+    assert_eq!(order, [1, 3, 2]);
+}
+
+#[test]
 fn a_filter_that_selects_nothing_names_what_is_near() {
     let mut engine = engine(Mode::Bits64);
     let error = engine.register(spec("a", Filter::name("parse_haeder"))).unwrap_err();
