@@ -12,6 +12,7 @@
 //! | [`trap`] | entries; the engine's view of a trap frame |
 //! | [`host`] | the engine's view of this kernel |
 //! | [`workload`], [`scenario`], [`options`] | what is run, and how it is judged |
+//! | [`livepatch`] | functions that are replaced under tracers |
 //!
 //! Nothing in this crate or in the engine is traced: only the crate `traced` is compiled with room at its functions' entries.
 #![no_std]
@@ -24,6 +25,7 @@ mod boot;
 mod cpu;
 mod heap;
 mod host;
+mod livepatch;
 mod options;
 mod paging;
 mod scenario;

@@ -7,6 +7,8 @@ use core::ffi::{CStr, c_char};
 /// What is to be run.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
+    /// Which scenario: `pokes` ([`crate::scenario`]) or `livepatch` ([`crate::livepatch`]).
+    pub scenario: &'static str,
     /// Strategies, by name, separated by commas.
     pub strategies: &'static str,
     /// Pokes of one site in each run.
@@ -27,6 +29,8 @@ pub struct Options {
     pub preempt_pending: bool,
     /// Leaves out the int3 phase.
     pub without_int3: bool,
+    /// Does not revert a live patch, and says that it did.
+    pub forget_revert: bool,
     /// Stores into text where it is executed, not through the alias.
     pub store_directly: bool,
     /// Stores text again behind each barrier, for an emulator that translates code.
@@ -34,6 +38,7 @@ pub struct Options {
 }
 
 const DEFAULT: Options = Options {
+    scenario: "pokes",
     strategies: "slots",
     single_pokes: 100,
     batches: 4,
@@ -44,6 +49,7 @@ const DEFAULT: Options = Options {
     iret_in_nmi: false,
     preempt_pending: false,
     without_int3: false,
+    forget_revert: false,
     store_directly: false,
     store_again: true,
 };
@@ -61,6 +67,7 @@ pub fn read() -> Options {
         };
         let number = || value.parse().expect("a number");
         match name {
+            "scenario" => options.scenario = value,
             "strategies" => options.strategies = value,
             "single" => options.single_pokes = number(),
             "batches" => options.batches = number(),
@@ -72,6 +79,7 @@ pub fn read() -> Options {
             "store-again" => options.store_again = number() != 0,
             "preempt-pending" => options.preempt_pending = number() != 0,
             "store-directly" => options.store_directly = number() != 0,
+            "forget-revert" => options.forget_revert = number() != 0,
             "naive" => options.without_int3 = number() != 0,
             _ => panic!("unknown word on the command line: {word}"),
         }

@@ -16,21 +16,26 @@ use trapline_engine::{
 use crate::{
     cpu,
     host::KernelHost,
+    livepatch,
     options::Options,
     paging, say,
     thread::{self, IRQ, KINDS, NMI, NORMAL, SOFTIRQ, Thread},
     trap::{self, SETTINGS},
-    workload::{self, CHANGING, RUNNING, SPAN, TRACED, Tally, UNTRACED},
+    workload::{self, CHANGING, REPLACING, RUNNING, SPAN, TRACED, Tally, UNTRACED},
 };
 
-type KernelEngine = Engine<KernelHost>;
+/// This kernel's engine.
+pub type KernelEngine = Engine<KernelHost>;
 
 /// How a breakpoint gets the return address to its place.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Strategy {
-    name: &'static str,
-    resume: Resume,
-    per_cpu: bool,
+pub struct Strategy {
+    /// Its name in tables.
+    pub name: &'static str,
+    /// What the handler does.
+    pub resume: Resume,
+    /// Whether slots are the CPU's.
+    pub per_cpu: bool,
 }
 
 const STRATEGIES: [Strategy; 5] = [
@@ -40,6 +45,9 @@ const STRATEGIES: [Strategy; 5] = [
     Strategy { name: "r11", resume: Resume::R11, per_cpu: false },
     Strategy { name: "skip", resume: Resume::Skip, per_cpu: false },
 ];
+
+/// How many sites a batch of all has here: those of the functions that are only traced.
+const ALL: usize = traced::COUNT;
 
 /// What a run pokes, how often.
 #[derive(Clone, Copy, Debug)]
@@ -71,18 +79,24 @@ pub fn prepare_sites() {
         assert!(nops == insn::CALL_BYTES, "no nops at {entry:#x}: {found:02x?}");
         paging::write_text(*entry, &encode::nop(insn::CALL_BYTES));
     }
-    for index in 0..traced::COUNT {
-        let function = traced::function(index) as usize;
-        assert!(entries.contains(&function), "function {index} has no site");
+    for site in site_specs() {
+        assert!(entries.contains(&(site.address.value() as usize)), "{} has no site", site.name);
     }
     say!("{{\"event\":\"sites\",\"count\":{count}}}");
 }
 
+/// Every function with a site: those that are only traced, `work_0` and on, and those that are replaced, `target_0` and on.
 fn site_specs() -> Vec<SiteSpec> {
     let nop: InsnBytes = encode::nop(insn::CALL_BYTES);
-    let spec =
-        |index| SiteSpec { address: address_of(index), name: format!("work_{index}").into(), original: nop, rest: nop };
-    (0..traced::COUNT).map(spec).collect()
+    let spec = |name: &str, index: usize, address: Addr| SiteSpec {
+        address,
+        name: format!("{name}_{index}").into(),
+        original: nop,
+        rest: nop,
+    };
+    let traced = (0..traced::COUNT).map(|index| spec("work", index, address_of(index)));
+    let replaceable = (0..traced::REPLACEABLE_COUNT).map(|index| spec("target", index, livepatch::address_of(index)));
+    traced.chain(replaceable).collect()
 }
 
 fn address_of(index: usize) -> Addr {
@@ -96,11 +110,12 @@ pub fn all_parked() -> bool {
 }
 
 /// The threads that run the workload: all but the one that pokes.
-fn started() -> impl Iterator<Item = &'static Thread> {
+pub fn started() -> impl Iterator<Item = &'static Thread> {
     thread::all()[1..=crate::worker_threads()].iter()
 }
 
-fn park() {
+/// Ends a run: returns when every thread waits for the next one.
+pub fn park() {
     RUNNING.store(false, Ordering::Release);
     while !all_parked() {
         core::hint::spin_loop();
@@ -123,13 +138,26 @@ pub fn run_all(options: &Options) {
         engine.host_mut().without_int3 = options.without_int3;
         engine.host_mut().store_again = options.store_again;
         SETTINGS.int3_trampoline.store(engine.int3_trampoline().value() as usize, Ordering::Relaxed);
-        for call_to_call in [false, true] {
-            for (sites, pokes) in [(1, options.single_pokes), (traced::COUNT, options.batches)] {
-                for nmis in [0, options.nmis] {
-                    let left_out = pokes == 0 || (nmis == 0 && options.only_storms && options.nmis > 0);
-                    if left_out || (nmis > 0) != (nmis == options.nmis && options.nmis > 0) {
-                        continue;
-                    }
+        for (sites, pokes) in [(1, options.single_pokes), (ALL, options.batches)] {
+            for nmis in [0, options.nmis] {
+                let left_out = pokes == 0 || (nmis == 0 && options.only_storms && options.nmis > 0);
+                if left_out || (nmis > 0) != (nmis == options.nmis && options.nmis > 0) {
+                    continue;
+                }
+                if options.scenario == "livepatch" {
+                    livepatch::run(
+                        &mut engine,
+                        livepatch::Run {
+                            strategy,
+                            all: sites == ALL,
+                            toggles: pokes,
+                            nmis,
+                            forget_revert: options.forget_revert,
+                        },
+                    );
+                    continue;
+                }
+                for call_to_call in [false, true] {
                     run_one(&mut engine, Run { strategy, call_to_call, sites, pokes, nmis });
                 }
             }
@@ -138,7 +166,8 @@ pub fn run_all(options: &Options) {
     }
 }
 
-fn register(engine: &mut KernelEngine, name: &str, sites: usize, entry: usize, per_cpu: bool) -> OpsId {
+/// Registers a callback of this kernel.
+pub fn register(engine: &mut KernelEngine, name: &str, filter: Filter, entry: usize, flags: OpsFlags) -> OpsId {
     let entry = Addr::new(entry as u64);
     let clobbers = insn::clobbers(Mode::NATIVE, entry, &mut |at, bytes| {
         for (byte, address) in bytes.iter_mut().zip(at.value() as usize..) {
@@ -152,20 +181,20 @@ fn register(engine: &mut KernelEngine, name: &str, sites: usize, entry: usize, p
         recursions: Addr::new((&raw const RECURSIONS).addr() as u64),
         clobbers,
     };
-    // The recursion guard belongs to what gs leads to; only a thread's stays the same under migration.
-    let flags = OpsFlags { recursion_safe: per_cpu, ..OpsFlags::default() };
-    let filter = if sites == 1 { Filter::address(address_of(0)) } else { Filter::all() };
     engine.register(OpsSpec { name: name.into(), filter, flags, callback }).expect("an ops")
 }
 
 /// Calls that a guard left out. The callbacks call nothing that is traced, so there are none.
-static RECURSIONS: core::sync::atomic::AtomicUsize = core::sync::atomic::AtomicUsize::new(0);
+pub static RECURSIONS: core::sync::atomic::AtomicUsize = core::sync::atomic::AtomicUsize::new(0);
 
 fn run_one(engine: &mut KernelEngine, run: Run) {
     engine.host_mut().nmis = 0;
-    let per_cpu = run.strategy.per_cpu;
-    let first = register(engine, "first", run.sites, workload::first_callback as *const () as usize, per_cpu);
-    let second = register(engine, "second", run.sites, workload::second_callback as *const () as usize, per_cpu);
+    // The recursion guard belongs to what gs leads to; only a thread's stays the same under migration.
+    let flags = OpsFlags { recursion_safe: run.strategy.per_cpu, ..OpsFlags::default() };
+    let filter = || if run.sites == 1 { Filter::address(address_of(0)) } else { Filter::name("work_*") };
+    let first = register(engine, "first", filter(), workload::first_callback as *const () as usize, flags);
+    let second = register(engine, "second", filter(), workload::second_callback as *const () as usize, flags);
+    REPLACING.store(false, Ordering::Relaxed);
     SPAN.store(run.sites, Ordering::Relaxed);
     workload::enter_phase(UNTRACED);
     if run.call_to_call {
@@ -201,7 +230,6 @@ fn run_one(engine: &mut KernelEngine, run: Run) {
     engine.host_mut().nmis = 0;
     park();
 
-    let pending = started().map(|thread| thread.state.depth()).chain(cpu::all().iter().map(|cpu| cpu.state.depth()));
     let run_line = format!(
         "\"strategy\":\"{}\",\"poke\":\"{}\",\"sites\":{},\"nmi_storm\":{},\"batches\":{batches},\"pokes\":{pokes},\
          \"syncs\":{syncs},\"cycles_per_poke\":{},\"migrations\":{},\"carried\":{},\"pending\":{},\"recursions\":{}",
@@ -212,15 +240,11 @@ fn run_one(engine: &mut KernelEngine, run: Run) {
         cycles / pokes.max(1),
         self::migrations() - migrations,
         self::carried() - carried,
-        pending.sum::<usize>(),
+        pending(),
         RECURSIONS.load(Ordering::Relaxed),
     );
-    for (name, kinds) in
-        [("normal", NORMAL..SOFTIRQ), ("softirq", SOFTIRQ..IRQ), ("irq", IRQ..NMI), ("nmi", NMI..KINDS)]
-    {
-        let sum = |count: fn(&Tally) -> usize| -> usize {
-            started().map(|thread| thread.tallies[kinds.clone()].iter().map(count).sum::<usize>()).sum()
-        };
+    for (name, kinds) in CONTEXTS {
+        let sum = |count: fn(&Tally) -> usize| sum_of(&kinds, count);
         let tallies = started().flat_map(|thread| &thread.tallies[kinds.clone()]);
         let depth = tallies.map(|tally| tally.depth.value()).max().unwrap_or_default();
         say!(
@@ -244,8 +268,23 @@ fn run_one(engine: &mut KernelEngine, run: Run) {
     assert!(engine.reclaim().len() == 2, "every thread is parked, so nothing is in use");
 }
 
-fn calls() -> usize {
-    started().flat_map(|thread| &thread.tallies).map(|tally| tally.calls.value()).sum()
+/// Kinds of context by the names that tables have for them.
+pub const CONTEXTS: [(&str, core::ops::Range<usize>); 4] =
+    [("normal", NORMAL..SOFTIRQ), ("softirq", SOFTIRQ..IRQ), ("irq", IRQ..NMI), ("nmi", NMI..KINDS)];
+
+/// What all threads counted in these kinds of context.
+pub fn sum_of(kinds: &core::ops::Range<usize>, count: fn(&Tally) -> usize) -> usize {
+    started().map(|thread| thread.tallies[kinds.clone()].iter().map(count).sum::<usize>()).sum()
+}
+
+/// Calls of the run so far.
+pub fn calls() -> usize {
+    sum_of(&(NORMAL..KINDS), |tally| tally.calls.value())
+}
+
+/// Emulated calls that are pending, in the slots of any thread or CPU.
+pub fn pending() -> usize {
+    started().map(|thread| thread.state.depth()).chain(cpu::all().iter().map(|cpu| cpu.state.depth())).sum()
 }
 
 fn migrations() -> usize {

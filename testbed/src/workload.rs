@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use trapline_engine::CallFrame;
 
-use crate::{cpu, thread};
+use crate::{cpu, livepatch, thread};
 
 /// A counter that one context at a time adds to.
 #[derive(Debug)]
@@ -52,6 +52,14 @@ pub struct Tally {
     pub lost: Count,
     /// Calls that it saw twice, or while it was not attached.
     pub surplus: Count,
+    /// Calls that ran the body that a function was compiled with.
+    pub old_bodies: Count,
+    /// Calls that ran the body that replaces it.
+    pub new_bodies: Count,
+    /// Calls that ran the old body while the patch was applied.
+    pub stale_old: Count,
+    /// Calls that ran the new body while it was not.
+    pub stale_new: Count,
     /// Calls with a wrong result, and callbacks that were told of another site.
     pub wrong: Count,
     /// Breakpoints.
@@ -65,7 +73,7 @@ pub struct Tally {
     /// The greatest number of calls that were pending at once.
     pub depth: Count,
     /// The site that is called now.
-    site: AtomicUsize,
+    pub site: AtomicUsize,
 }
 
 impl Tally {
@@ -77,6 +85,10 @@ impl Tally {
             second_ops: Count::new(),
             lost: Count::new(),
             surplus: Count::new(),
+            old_bodies: Count::new(),
+            new_bodies: Count::new(),
+            stale_old: Count::new(),
+            stale_new: Count::new(),
             wrong: Count::new(),
             traps: Count::new(),
             overflows: Count::new(),
@@ -95,6 +107,10 @@ impl Tally {
             &self.second_ops,
             &self.lost,
             &self.surplus,
+            &self.old_bodies,
+            &self.new_bodies,
+            &self.stale_old,
+            &self.stale_new,
             &self.wrong,
             &self.traps,
             &self.overflows,
@@ -109,7 +125,9 @@ impl Tally {
 
 /// Calls are made while this is set.
 pub static RUNNING: AtomicBool = AtomicBool::new(false);
-/// How many of the traced functions are called: the first ones.
+/// What is called: functions that are traced, or functions that are replaced.
+pub static REPLACING: AtomicBool = AtomicBool::new(false);
+/// How many of them are called: the first ones.
 pub static SPAN: AtomicUsize = AtomicUsize::new(1);
 /// A phase: its number, shifted, and one of the three below.
 pub static PHASE: AtomicUsize = AtomicUsize::new(UNTRACED);
@@ -147,7 +165,7 @@ pub fn run() -> ! {
 pub fn call_in(kind: usize, calls: usize) {
     for _ in 0..calls {
         if RUNNING.load(Ordering::Acquire) {
-            call(kind);
+            if REPLACING.load(Ordering::Relaxed) { livepatch::call(kind) } else { call(kind) }
         }
     }
 }

@@ -3,6 +3,9 @@
 //! Owns the table of [`JOBS`] and the running of one; [`verdict`] judges. A job is one boot with one command line, within a time limit. Some
 //! leave something out on purpose, and pass only if that is noticed. Invariant: no QEMU outlives its job.
 
+mod elf;
+mod patched;
+mod vectors;
 mod verdict;
 
 use std::io::{BufRead as _, BufReader};
@@ -53,6 +56,22 @@ const JOBS: &[Job] = &[
         quick_line: "strategies=slots single=100 batches=1 only-storms=1 nmis=12 ticks=100000",
         single_step: true,
         limit: Duration::from_mins(15),
+    },
+    Job {
+        name: "functions replaced under tracers",
+        must: Must::Replace,
+        line: "scenario=livepatch strategies=slots,percpu,gap,r11,skip single=400 batches=16 nmis=2",
+        quick_line: "scenario=livepatch strategies=slots,percpu,gap,r11,skip single=16 batches=4 nmis=2",
+        single_step: false,
+        limit: Duration::from_mins(15),
+    },
+    Job {
+        name: "control: a revert that is left out",
+        must: Must::OutliveRevert,
+        line: "scenario=livepatch strategies=slots single=32 batches=0 nmis=2 forget-revert=1",
+        quick_line: "scenario=livepatch strategies=slots single=16 batches=0 nmis=2 forget-revert=1",
+        single_step: false,
+        limit: Duration::from_mins(2),
     },
     Job {
         name: "control: one slot only",
@@ -107,6 +126,13 @@ pub(crate) fn test(asked: KernelTest) -> Result<ExitCode> {
     let mut failed = Vec::new();
     for arch in Arch::ALL.into_iter().filter(|arch| asked.arch.is_none_or(|only| only == *arch)) {
         let kernel = build(arch)?;
+        match vectors::check(&kernel) {
+            Ok(found) => eprintln!("{}: {found}", arch.name()),
+            Err(error) => {
+                eprintln!("FAILED: {error:#}");
+                failed.push(format!("{}: no vector instructions", arch.name()));
+            }
+        }
         for job in JOBS {
             let line = if asked.quick { job.quick_line } else { job.line };
             let started = Instant::now();
@@ -125,7 +151,7 @@ pub(crate) fn test(asked: KernelTest) -> Result<ExitCode> {
                     "{}",
                     json!({
                         "version": 1, "arch": arch.name(), "job": job.name, "line": line, "seconds": seconds,
-                        "passed": verdict.is_ok(), "broke": report.breakage(), "rows": report.rows,
+                        "passed": verdict.is_ok(), "broke": report.breakage(), "rows": report.rows, "patches": report.patches,
                     })
                 );
             } else {

@@ -1,8 +1,10 @@
 //! What the testbed traces: a thousand functions whose entries the compiler leaves room at.
 //!
-//! Owns the table behind [`function`]. This crate alone is compiled with `-Zpatchable-function-entry=5`, so that nothing else has sites. Each function is a
+//! Owns the table behind [`function`], and the functions that are there to be replaced ([`replaceable`]). This crate alone is compiled with `-Zpatchable-function-entry=5`, so that nothing else has sites. Each function is a
 //! different one, and [`expected`] tells what it must return: a caller notices if its argument or its result was disturbed.
 #![no_std]
+
+use core::sync::atomic::{AtomicUsize, Ordering};
 
 /// How many functions there are.
 pub const COUNT: usize = 1024;
@@ -50,4 +52,42 @@ static ROWS: [[Function; 16]; COUNT / 16] =
 #[inline(always)]
 pub fn function(index: usize) -> Function {
     ROWS[index / 16][index % 16]
+}
+
+/// How often each body of one replaceable function ran, in one call.
+#[derive(Debug, Default)]
+pub struct Bodies {
+    /// The body that the function was compiled with.
+    pub old: AtomicUsize,
+    /// The one that replaces it.
+    pub new: AtomicUsize,
+}
+
+/// How many functions are there to be replaced.
+pub const REPLACEABLE_COUNT: usize = 16;
+
+/// A function that is there to be replaced.
+pub type Replaceable = extern "C" fn(&Bodies, usize) -> usize;
+
+#[inline(never)]
+extern "C" fn old_body<const INDEX: usize>(bodies: &Bodies, argument: usize) -> usize {
+    bodies.old.fetch_add(1, Ordering::Relaxed);
+    expected(INDEX, argument)
+}
+
+macro_rules! old_bodies {
+    ($($index:literal)*) => {
+        [$(old_body::<$index>),*]
+    };
+}
+
+static REPLACEABLE: [Replaceable; REPLACEABLE_COUNT] = old_bodies!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
+
+/// The replaceable function at `index`. Its own body returns what [`expected`] says.
+///
+/// # Panics
+/// If `index` is not below [`REPLACEABLE_COUNT`].
+#[inline(always)]
+pub fn replaceable(index: usize) -> Replaceable {
+    REPLACEABLE[index]
 }

@@ -9,8 +9,10 @@ use std::fmt::Write as _;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
+use super::patched::Patched;
+
 /// Contexts in which the testbed calls traced functions, in the order in which they can interrupt each other.
-const CONTEXTS: [&str; 4] = ["normal", "softirq", "irq", "nmi"];
+pub(super) const CONTEXTS: [&str; 4] = ["normal", "softirq", "irq", "nmi"];
 
 /// What a run is there to show.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +23,10 @@ pub(crate) enum Must {
     ReachDepth,
     /// Slots run out, which is counted, and no call is lost all the same.
     Overflow,
+    /// Replaced functions never run their old bodies, and after the revert never their new ones; with `skip`, old bodies run in each context.
+    Replace,
+    /// New bodies run after a revert that was left out, in each context.
+    OutliveRevert,
     /// The kernel faults, resets or hangs: what was left out is needed.
     Break,
 }
@@ -42,6 +48,8 @@ const SUCCESS: i32 = 33;
 pub(crate) struct Report {
     /// One for each configuration and context.
     pub(crate) rows: Vec<Value>,
+    /// The same of functions that are replaced.
+    pub(crate) patches: Vec<Value>,
     /// Traced functions.
     pub(crate) sites: u64,
     /// Whether the last line said that all is done.
@@ -55,11 +63,13 @@ pub(crate) struct Report {
 impl Report {
     /// Sorts the lines.
     pub(crate) fn new(lines: &[String], end: End) -> Self {
-        let mut report = Self { rows: Vec::new(), sites: 0, done: false, complaints: Vec::new(), end };
+        let mut report =
+            Self { rows: Vec::new(), patches: Vec::new(), sites: 0, done: false, complaints: Vec::new(), end };
         for line in lines.iter().map(|line| line.trim()).filter(|line| !line.is_empty()) {
             let parsed: Option<Value> = serde_json::from_str(line).ok();
             match parsed.as_ref().and_then(|value| value["event"].as_str()) {
                 Some("row") => report.rows.extend(parsed),
+                Some("patch") => report.patches.extend(parsed),
                 Some("sites") => report.sites = parsed.map_or(0, |value| number(&value, "count")),
                 Some("done") => report.done = true,
                 _ => report.complaints.push(line.to_owned()),
@@ -103,7 +113,7 @@ impl Report {
     fn hold(&self, must: Must) -> Result<()> {
         ensure!(self.is_complete(), "the run broke off: {}", self.breakage().unwrap_or_default());
         ensure!(self.sites >= 1000, "{} sites are not the thousand that are asked for", self.sites);
-        for row in &self.rows {
+        for row in self.rows.iter().chain(&self.patches) {
             ensure!(
                 number(row, "syncs") == 3 * number(row, "batches"),
                 "a batch took more or less than three barriers: {row}"
@@ -111,6 +121,9 @@ impl Report {
             for none in ["pending", "recursions", "wrong"] {
                 ensure!(number(row, none) == 0, "{none} is not 0: {row}");
             }
+        }
+        if matches!(must, Must::Replace | Must::OutliveRevert) {
+            return Patched::of(&self.patches).hold(must);
         }
         let sums = self.sums();
         ensure!(!sums.is_empty(), "nothing was run");
@@ -138,6 +151,7 @@ impl Report {
                 ensure!(depth == 4, "the greatest depth is {depth}: not all contexts met in the trampoline");
             }
             Must::Overflow => ensure!(overflows > 0, "no slot was missing"),
+            Must::Replace | Must::OutliveRevert => Patched::of(&self.patches).reach(must)?,
             Must::Hold | Must::Break => {}
         }
         Ok(())
@@ -146,9 +160,7 @@ impl Report {
     fn sums(&self) -> BTreeMap<Line, Sum> {
         let mut sums: BTreeMap<Line, Sum> = BTreeMap::new();
         for row in &self.rows {
-            let context = CONTEXTS.iter().position(|context| row["context"] == *context).unwrap_or_default();
-            let strategy = row["strategy"].as_str().unwrap_or_default().to_owned();
-            let sum = sums.entry(Line { strategy, context }).or_default();
+            let sum = sums.entry(Line::of(row)).or_default();
             sum.calls += number(row, "calls");
             sum.ops += number(row, "ops");
             sum.lost += number(row, "lost");
@@ -170,6 +182,9 @@ impl Report {
 
     /// The table: one line for each strategy and context.
     pub(crate) fn table(&self) -> String {
+        if self.rows.is_empty() {
+            return Patched::of(&self.patches).table();
+        }
         let mut table = format!(
             "  {:<8} {:<8} {:>10} {:>10} {:>9} {:>9} {:>5} {:>9} {:>8} {:>8} {:>12} {:>12}\n",
             "strategy",
@@ -208,10 +223,19 @@ impl Report {
     }
 }
 
+/// What a line of a table is of.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Line {
-    strategy: String,
-    context: usize,
+pub(super) struct Line {
+    pub(super) strategy: String,
+    /// An index into [`CONTEXTS`].
+    pub(super) context: usize,
+}
+
+impl Line {
+    pub(super) fn of(row: &Value) -> Self {
+        let context = CONTEXTS.iter().position(|context| row["context"] == *context).unwrap_or_default();
+        Self { strategy: row["strategy"].as_str().unwrap_or_default().to_owned(), context }
+    }
 }
 
 /// One line of the table: what all configurations of a strategy have in common.
@@ -230,7 +254,7 @@ struct Sum {
     cycles: [u64; 2],
 }
 
-fn number(value: &Value, name: &str) -> u64 {
+pub(super) fn number(value: &Value, name: &str) -> u64 {
     value[name].as_u64().unwrap_or_default()
 }
 
