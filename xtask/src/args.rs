@@ -16,6 +16,9 @@ Usage: cargo xtask VERB
                                 --accel tcg|kvm, --quick (fewer pokes), --json (one line a run)
   fidelity [PROGRAM...]         real programs under trapline and under callgrind: every function was called as often as
                                 the trace says
+  bench-peers [--quick|--full] [--only PEER]
+                                trapline beside uftrace, XRay, bpftrace and Frida, on the same work: writes docs/benchmarks.md. --quick takes fewer calls, and
+                                --only one tracer; both print instead of writing. --full reports on ten times as many calls
   help                          this text
 
   --quick      leave out what needs a release build: models, stress and fidelity
@@ -40,6 +43,19 @@ pub(crate) enum Verb {
     KernelTest(KernelTest),
     /// Compare traces with callgrind's counts, of these programs or of all.
     Fidelity(Vec<String>),
+    /// Measure trapline beside its peers.
+    BenchPeers(BenchPeers),
+}
+
+/// What of `bench-peers` the user asked for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct BenchPeers {
+    /// Fewer calls and rounds: to see that everything works.
+    pub(crate) quick: bool,
+    /// Reports on ten times as many calls.
+    pub(crate) full: bool,
+    /// Beside trapline and the floor, only this tracer.
+    pub(crate) only: Option<String>,
 }
 
 /// What of `kernel-test` the user asked for.
@@ -111,6 +127,7 @@ pub(crate) fn parse(mut arguments: impl Iterator<Item = String>, under_ci: bool)
         "bench" => Ok(Verb::Bench(arguments.collect())),
         "kernel-test" => kernel_test(arguments).map(Verb::KernelTest),
         "fidelity" => Ok(Verb::Fidelity(arguments.collect())),
+        "bench-peers" => bench_peers(arguments).map(Verb::BenchPeers),
         unknown => Err(format!("unknown verb `{unknown}`")),
     }
 }
@@ -151,6 +168,22 @@ fn kernel_test(mut arguments: impl Iterator<Item = String>) -> Result<KernelTest
             },
             _ => return Err(format!("unknown option `{argument}`")),
         }
+    }
+    Ok(asked)
+}
+
+fn bench_peers(mut arguments: impl Iterator<Item = String>) -> Result<BenchPeers, String> {
+    let mut asked = BenchPeers::default();
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--quick" => asked.quick = true,
+            "--full" => asked.full = true,
+            "--only" => asked.only = Some(arguments.next().ok_or("`--only` needs a tracer's name")?),
+            _ => return Err(format!("unknown option `{argument}`")),
+        }
+    }
+    if asked.quick && asked.full {
+        return Err("`--quick` and `--full` contradict each other".to_owned());
     }
     Ok(asked)
 }
@@ -204,6 +237,15 @@ mod tests {
         assert!(parse_line("kernel-test --arch arm", false).is_err());
         assert!(parse_line("kernel-test --accel", false).is_err());
         assert!(parse_line("kernel-test --fast", false).is_err());
+    }
+
+    #[test]
+    fn bench_peers_takes_one_length_and_one_tracer() {
+        let asked = BenchPeers { quick: true, full: false, only: Some("frida".to_owned()) };
+        assert_eq!(parse_line("bench-peers --only frida --quick", true), Ok(Verb::BenchPeers(asked)));
+        assert!(parse_line("bench-peers --quick --full", true).is_err());
+        assert!(parse_line("bench-peers --only", true).is_err());
+        assert!(parse_line("bench-peers frida", true).is_err());
     }
 
     #[test]

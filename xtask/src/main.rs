@@ -1,7 +1,8 @@
 //! trapline's task runner: `cargo xtask VERB`.
 //!
 //! A verb is parsed by [`args`] and carried out here. `test` and `lint` are a walk by [`runner`] over the table in
-//! [`steps`], whose outcomes [`expect`] judges; `kernel-test` ([`kernel`]) boots a kernel that traces itself; `setup` ([`setup`]) makes a machine ready for them; [`text`] holds the
+//! [`steps`], whose outcomes [`expect`] judges; `kernel-test` ([`kernel`]) boots a kernel that traces itself; `bench-peers` ([`peers`]) measures trapline beside others;
+//! `setup` ([`setup`]) makes a machine ready for them; [`text`] holds the
 //! rules about our own files that no compiler checks.
 //!
 //! Invariant: nothing that a user asked for is left out in silence. What is skipped is asked for by an option, printed
@@ -13,6 +14,7 @@ mod expect;
 mod fidelity;
 mod kernel;
 mod packages;
+mod peers;
 mod runner;
 mod setup;
 mod steps;
@@ -55,6 +57,7 @@ fn carry_out(verb: Verb) -> Result<ExitCode> {
         Verb::Bench(arguments) => bench(&arguments),
         Verb::KernelTest(asked) => kernel::test(asked),
         Verb::Fidelity(programs) => fidelity::run(&programs),
+        Verb::BenchPeers(asked) => peers::run(&asked),
     }
 }
 

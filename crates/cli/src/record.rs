@@ -66,6 +66,10 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "FILE", hide = true)]
     toggle_log: Option<PathBuf>,
 
+    /// For measurements: arm everything, and leave every site switched off
+    #[arg(long, hide = true, conflicts_with = "toggle_every")]
+    start_off: bool,
+
     /// Say nothing but errors
     #[arg(short, long)]
     quiet: bool,
@@ -120,6 +124,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
         chunks: arguments.buffer as usize * CHUNKS_PER_MIB,
         given: given(arguments),
         toggle: toggle(arguments),
+        start_off: arguments.start_off,
     };
     let progress = Progress::default();
     let result = with_progress(arguments, &progress, || record(&arguments.command, &options, &progress));

@@ -18,8 +18,11 @@ use trapline_abi::{
     agent::{Config, SANDBOX_FUNCTIONS, symbol},
     record::MAX_SITES,
 };
-use trapline_engine::{Addr, AddrRange, Filter, Mode, insn::encode};
-use trapline_image::{ArmRequest, Entries, Image, Write};
+use trapline_engine::{
+    Addr, AddrRange, Filter, Mode,
+    insn::{CALL_BYTES, encode},
+};
+use trapline_image::{ArmRequest, ArmedSite, Entries, Image, Write};
 use trapline_trace::{Function, Load, Module, Unload};
 
 use crate::{
@@ -379,6 +382,9 @@ impl Armory {
         });
         if let Some(shared) = shared {
             shared.fill(0, &armed.stubs);
+            if options.start_off {
+                switch_off(&shared, stubs_at, &armed.sites);
+            }
             for (_, reason) in &armed.refused {
                 self.coverage.traced -= 1;
                 *self.coverage.untraced.entry(reason.code().to_owned()).or_default() += 1;
@@ -387,6 +393,15 @@ impl Armory {
             space.stubs.insert(loaded.key(), Arc::new(stubs));
         }
         write_sites(memory, &armed.writes)
+    }
+}
+
+/// Puts a nop where each stub calls an entry. No thread runs the stubs yet.
+fn switch_off(stubs: &SharedMemory, stubs_at: Addr, sites: &[ArmedSite]) {
+    let nop = encode::nop(CALL_BYTES);
+    for site in sites {
+        let offset = usize::try_from(site.on.distance_from(stubs_at)).expect("a site's stub is one of the stubs");
+        stubs.fill(offset, &nop);
     }
 }
 

@@ -77,6 +77,8 @@ pub struct Options {
     pub given: BTreeMap<String, String>,
     /// For tests: sites are switched off and on all the time.
     pub toggle: Option<Toggle>,
+    /// For measurements: everything is armed, and stays switched off.
+    pub start_off: bool,
 }
 
 /// How a recording went.
