@@ -49,6 +49,19 @@ impl Form {
     }
 }
 
+/// The options as they were typed.
+fn options(asked: &BenchPeers) -> String {
+    let only = asked.only.as_ref().map_or_else(String::new, |name| format!(" --only {name}"));
+    let length = if asked.quick {
+        " --quick"
+    } else if asked.full {
+        " --full"
+    } else {
+        ""
+    };
+    format!("{length}{only}")
+}
+
 /// Measures, and writes the document; prints instead if less than everything was asked for.
 pub(crate) fn run(asked: &BenchPeers) -> Result<ExitCode> {
     let peers: Vec<Tool> = match &asked.only {
@@ -74,7 +87,7 @@ pub(crate) fn run(asked: &BenchPeers) -> Result<ExitCode> {
     let enabling = others::enabling(asked.quick).map_err(|error| format!("{error:#}"));
     let is_whole = !asked.quick && asked.only.is_none();
     let results = Results {
-        command: if asked.full { "cargo xtask bench-peers --full" } else { "cargo xtask bench-peers" },
+        options: options(asked),
         tools,
         extents: [form.one_thread, form.two_threads],
         one_thread,

@@ -113,7 +113,8 @@ impl Bench {
     pub(super) fn set_up() -> Result<Self> {
         let trapline = fidelity::build_trapline()?;
         let folder = fidelity::target_folder().join(format!("bench-peers-{}", std::process::id()));
-        fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
+        // For what tools leave in the folder of temporary files.
+        fs::create_dir_all(folder.join("tmp")).with_context(|| format!("creating {}", folder.display()))?;
         let mut bench = Self { folder, trapline, failed: Vec::new() };
         for flavour in Flavour::ALL {
             if let Err(error) = bench.compile(flavour) {
@@ -197,7 +198,7 @@ impl Bench {
     pub(super) fn run(&self, words: &[OsString], variables: &[(&str, String)]) -> Result<(String, Duration)> {
         let mut command = Command::new("timeout");
         command.arg("--kill-after=5").arg(PATIENCE_S.to_string()).args(words).current_dir(self.data());
-        command.envs(variables.iter().map(|(name, value)| (name, value)));
+        command.env("TMPDIR", self.file("tmp")).envs(variables.iter().map(|(name, value)| (name, value)));
         let begin = Instant::now();
         let name = words.first().map_or_else(String::new, |word| word.to_string_lossy().into_owned());
         let name = Path::new(&name).file_name().unwrap_or_default().to_string_lossy().into_owned();

@@ -8,7 +8,10 @@ use std::{fmt::Write as _, fs, process::Command};
 use anyhow::{Context, Result, ensure};
 
 use super::{
-    bench::{Flavour, output},
+    bench::{
+        Flavour::{self, Fentry, FloorEntry, FloorPair, Patchable, Stock},
+        output,
+    },
     others::{Report, STARTED, Start},
     rounds::{Extent, Figures, Outcome, Rounds},
     tools::Tools,
@@ -24,8 +27,8 @@ const HEAD: &str =
 
 /// All that was measured.
 pub(super) struct Results {
-    /// As one would type it.
-    pub(super) command: &'static str,
+    /// Of the command, as one would type them.
+    pub(super) options: String,
     pub(super) tools: Tools,
     /// With one thread, and with two.
     pub(super) extents: [Extent; 2],
@@ -106,7 +109,7 @@ impl Results {
 
     fn introduce(&self, text: &mut String) {
         let _ = writeln!(text, "\n## Calls, beside other tracers\n");
-        let _ = writeln!(text, "Written by `{}`.\n", self.command);
+        let _ = writeln!(text, "Written by `cargo xtask bench-peers{}`.\n", self.options);
         let _ = writeln!(text, "- Machine: {}", machine());
         let gcc = output(version_of("gcc"), "gcc").unwrap_or_default();
         let _ = writeln!(text, "- trapline {}; {}", env!("CARGO_PKG_VERSION"), gcc.lines().next().unwrap_or_default());
@@ -136,47 +139,55 @@ impl Results {
 
     fn goals(&self, text: &mut String) {
         let _ = writeln!(text, "\n### Goals\n\n| goal | measured | reached |\n|---|---|---|");
-        let mut goal = |what: &str, limit: f64, measured: Option<f64>, unit: &str| {
+        let mut goal = |what: &str, limit: f64, measured: Option<f64>, unit: &str, note: &str| {
             let _ = match measured.filter(|value| value.is_finite()) {
                 Some(value) => {
                     let reached = if value <= limit { "yes" } else { "**no**" };
-                    writeln!(text, "| {what} | {value:.2}{unit} | {reached} |")
+                    writeln!(text, "| {what} | {value:.2}{unit}{note} | {reached} |")
                 }
                 None => writeln!(text, "| {what} | not measured | |"),
             };
         };
-        let pair = |flavour| self.figures(Tool::Trapline, Events::Pair, flavour);
-        let of_floor = |figures: Option<Figures>| figures.and_then(|figures| figures.to_floor);
-        for flavour in [Flavour::Stock, Flavour::Patchable, Flavour::Fentry] {
-            let what = format!("entry and exit at most 1.3 times the floor, `{}`", flavour.options());
-            goal(&what, 1.3, of_floor(pair(flavour)), " times");
+        for (events, title) in [(Events::Pair, "entry and exit"), (Events::Entry, "entry only")] {
+            let floor = self.figures(Tool::Floor, events, if events == Events::Pair { FloorPair } else { FloorEntry });
+            for flavour in [Stock, Patchable, Fentry] {
+                let what = format!("{title} at most 1.3 times the floor, `{}`", flavour.options());
+                let ours = self.figures(Tool::Trapline, events, flavour);
+                let of_cpu = ours.and_then(|ours| Some(ours.cost_cpu_ns / floor?.cost_cpu_ns)).unwrap_or(f64::NAN);
+                let note = format!(" ({of_cpu:.2} of the processor)");
+                goal(&what, 1.3, ours.and_then(|ours| ours.to_floor), " times", &note);
+            }
         }
-        let ours = pair(Flavour::Fentry);
-        let theirs = self.figures(Tool::Uftrace, Events::Pair, Flavour::Fentry);
-        let part = ours.and_then(|ours| Some(ours.to_trapline? / theirs?.to_trapline?));
-        goal("entry and exit at most a third of uftrace's, `-O2 -pg -mfentry`", 1.0 / 3.0, part, " times");
-        for flavour in [Flavour::Stock, Flavour::Patchable, Flavour::Fentry] {
-            let what = format!("entry only at most 1.3 times the floor, `{}`", flavour.options());
-            goal(&what, 1.3, of_floor(self.figures(Tool::Trapline, Events::Entry, flavour)), " times");
+        if let Some(theirs) = self.figures(Tool::Uftrace, Events::Pair, Fentry) {
+            let floor = self.figures(Tool::Floor, Events::Pair, FloorPair).and_then(|floor| floor.to_floor);
+            let of_theirs = |ours: Option<f64>| ours.and_then(|ours| Some(ours / theirs.to_floor?));
+            let note = of_theirs(floor).map_or_else(String::new, |floor| format!(" (the floor: {floor:.2})"));
+            for flavour in [Fentry, Stock] {
+                let what = format!(
+                    "entry and exit at most a third of uftrace's on `{}`, `{}`",
+                    Fentry.options(),
+                    flavour.options()
+                );
+                let ours = self.figures(Tool::Trapline, Events::Pair, flavour).and_then(|ours| ours.to_floor);
+                goal(&what, 1.0 / 3.0, of_theirs(ours), " times", &note);
+            }
+        } else {
+            goal("entry and exit at most a third of uftrace's", 0.0, None, "", "");
         }
-        goal(
-            "at most 8 bytes a call on disk, entry and exit",
-            8.0,
-            pair(Flavour::Stock).map(|one| one.bytes),
-            " bytes",
-        );
-        let off = self.figures(Tool::Trapline, Events::Off, Flavour::Stock);
-        goal("off at most 2 ns a call, `-O2`", 2.0, off.map(|one| one.cost_ns), " ns");
+        let stock = self.figures(Tool::Trapline, Events::Pair, Stock);
+        goal("at most 8 bytes a call on disk, entry and exit", 8.0, stock.map(|one| one.bytes), " bytes", "");
+        let off = self.figures(Tool::Trapline, Events::Off, Stock);
+        goal("off at most 2 ns a call, `-O2`", 2.0, off.map(|one| one.cost_ns), " ns", "");
         let enabling = self.enabling.as_ref().ok().map(|(ours, _)| *ours);
-        goal("enabling 20,000 sites under load at most 100 ns a site", 100.0, enabling, " ns");
+        goal("enabling 20,000 sites under load at most 100 ns a site", 100.0, enabling, " ns", "");
         let cost =
             |tool| self.reports.iter().find(|one| one.tool == tool).and_then(|one| one.cost.as_ref().ok().copied());
         let (ours, theirs) = (cost(Tool::Trapline), cost(Tool::Uftrace));
         let part = ours.and_then(|(ours, _)| Some(ours / theirs?.0));
-        goal("a report in at most a tenth of uftrace's time", 0.1, part, " times");
+        goal("a report in at most a tenth of uftrace's time", 0.1, part, " times", "");
         let calls = self.reports.first().map_or(0, |report| report.calls);
         let what = format!("a report on {} calls in less than 1,024 MiB (the goal is 100 M calls)", millions(calls));
-        goal(&what, 1024.0, ours.map(|(_, mebibytes)| mebibytes), " MiB");
+        goal(&what, 1024.0, ours.map(|(_, mebibytes)| mebibytes), " MiB", "");
     }
 
     fn others(&self, text: &mut String) {
@@ -237,8 +248,8 @@ const EXPLANATION: &str = "\n\
 - **Every row is proved first**: the tracer's own report has to have exactly the calls that were made, or the row says that it failed. Rows of what is off must have none.
 - uftrace writes what it records unpacked; trapline packs it, in another thread, which takes time of another processor. bpftrace counts in the kernel, and Frida calls an
   empty compiled callback: both record nothing. XRay reads the time by a system call's fast path where it does not know the processor's frequency, as on many virtual machines.
-- `-pg -mfentry` code calls `__fentry__` in the C library, whoever traces; trapline leaves that call in place, as it leaves everything that a program does. uftrace replaces the
-  function.
+- `-pg -mfentry` code calls `__fentry__` in the C library, which returns at once. trapline keeps that call, as it keeps all that a program does, but moves it to a stub, from where its
+  return is mispredicted: that is most of the difference to stock code, on and off. uftrace replaces the function that is called.
 - **Off** means that each function still begins with a jump to its stub, which goes on with the function: what a site costs between two recordings.
 ";
 

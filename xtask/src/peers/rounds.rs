@@ -93,7 +93,7 @@ pub(super) fn measure(bench: &Bench, tools: &Tools, threads: u64, extent: Extent
         one_round(bench, threads, extent, &mut rows, &mut bare_ns);
         eprintln!("  round {count} with {threads} thread(s): {:.0} s", begin.elapsed().as_secs_f64());
     }
-    let rows = rows.into_iter().map(|(row, runs)| (row, runs.map(|runs| runs.figures()))).collect();
+    let rows = rows.into_iter().map(|(row, runs)| (row, runs.map(Runs::figures))).collect();
     Rounds { rows, count, bare_ns: median(&mut bare_ns) }
 }
 

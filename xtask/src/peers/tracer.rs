@@ -118,7 +118,8 @@ pub(super) const ROWS: [Row; 24] = {
         row(Trapline, OFF, Off, Stock, &["--start-off"], 1),
         row(Trapline, OFF, Off, Fentry, &["--start-off"], 1),
         row(Trapline, OFF, Off, Patchable, &["--start-off"], 1),
-        row(Uftrace, "uftrace record --disable", Off, Fentry, &["--disable"], 1),
+        // It heeds the option only beside a trigger.
+        row(Uftrace, "uftrace record --disable", Off, Fentry, &["--disable", "-T", "main@trace-off"], 1),
         row(Nobody, "nobody: calls of an empty `__fentry__`", Off, Fentry, &[], 1),
         row(Nobody, "nobody: 5-byte nops", Off, Patchable, &[], 1),
         row(Nobody, "nobody: XRay's sleds, not patched", Off, Sleds, &[], 1),
@@ -155,7 +156,7 @@ impl Row {
             Tool::Nobody => return Ok(()),
             Tool::Floor => times.records,
             Tool::Trapline => trapline_calls(&ask_trapline(bench)?)?,
-            Tool::Uftrace => table_calls(&bench.run(&uftrace("report", bench), &[])?.0),
+            Tool::Uftrace => uftrace_calls(bench, self.events)?,
             Tool::Xray => xray_calls(&ask_xray(bench)?),
             Tool::Bpftrace => bpftrace_calls(&printed, self.events)?,
             Tool::Frida => {
@@ -244,7 +245,16 @@ pub(super) fn uftrace(verb: &str, bench: &Bench) -> Vec<OsString> {
 /// Has Frida attach to functions, of the program whose words follow.
 pub(super) fn frida(count: OsString, functions: &str) -> Vec<OsString> {
     let script = crate::workspace_root().join("benches/peers/frida_attach.py");
-    vec![super::tools::frida_python().into(), script.into(), count, functions.into()]
+    [super::tools::frida_python().into(), script.into(), count, functions.into()].to_vec()
+}
+
+fn uftrace_calls(bench: &Bench, events: Events) -> Result<u64> {
+    let report = bench.run(&uftrace("report", bench), &[]);
+    match report {
+        // Of a folder without any record there is no report.
+        Err(error) if events == Events::Off && format!("{error:#}").contains("No data available") => Ok(0),
+        report => Ok(table_calls(&report?.0)),
+    }
 }
 
 fn ask_trapline(bench: &Bench) -> Result<Value> {
