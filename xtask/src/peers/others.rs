@@ -37,7 +37,7 @@ pub(super) fn starts(bench: &Bench, tools: &Tools, rounds: usize) -> Vec<Start> 
     let probe = format!("uprobe:{}:{ONE_FUNCTION} {{ @entries = count(); }}", STARTED[0]);
     let bpftrace = ["bpftrace", "-e", &probe, "-c", &STARTED.join(" ")].map(OsString::from).to_vec();
     let record = trapline("record", bench);
-    let all: [(Tool, &'static str, Vec<OsString>); 7] = [
+    let mut all: Vec<(Tool, &'static str, Vec<OsString>)> = vec![
         (Tool::Nobody, "nobody traces", with(Vec::new(), &[])),
         (Tool::Trapline, "trapline record", with(record.clone(), &["--quiet", "--"])),
         (Tool::Trapline, "trapline record --lib '*'", with(record, &["--quiet", "--lib", "*", "--"])),
@@ -46,6 +46,7 @@ pub(super) fn starts(bench: &Bench, tools: &Tools, rounds: usize) -> Vec<Start> 
         (Tool::Bpftrace, "bpftrace, one uprobe", bpftrace),
         (Tool::Frida, "Frida, one function", with(frida("-".into(), ONE_FUNCTION), &[])),
     ];
+    all.retain(|(tool, ..)| tools.are_asked_for(*tool));
     let mut times: Vec<Result<Vec<f64>, String>> =
         all.iter().map(|(tool, ..)| tools.has(*tool).map(|()| Vec::new()).map_err(str::to_owned)).collect();
     for _ in 0..rounds {
@@ -75,6 +76,8 @@ pub(super) struct Report {
 /// Records so many calls with uftrace and with trapline, and has both report on them.
 pub(super) fn reports(bench: &Bench, tools: &Tools, calls: u64, rounds: usize) -> Vec<Report> {
     [Tool::Uftrace, Tool::Trapline]
+        .into_iter()
+        .filter(|tool| tools.are_asked_for(*tool))
         .map(|tool| {
             let cost = tools
                 .has(tool)
@@ -82,7 +85,7 @@ pub(super) fn reports(bench: &Bench, tools: &Tools, calls: u64, rounds: usize) -
                 .and_then(|()| report(bench, tool, calls, rounds).map_err(|error| format!("{error:#}")));
             Report { tool, calls, cost }
         })
-        .into()
+        .collect()
 }
 
 fn report(bench: &Bench, tool: Tool, calls: u64, rounds: usize) -> Result<(f64, f64)> {

@@ -73,6 +73,7 @@ pub(super) struct Rounds {
 pub(super) fn measure(bench: &Bench, tools: &Tools, threads: u64, extent: Extent) -> Rounds {
     let mut rows: Vec<(Row, Result<Runs, String>)> = ROWS
         .iter()
+        .filter(|row| tools.are_asked_for(row.tool))
         .map(|row| {
             let calls = whole_rounds(extent.calls / row.one_in / 5);
             let proof = tools

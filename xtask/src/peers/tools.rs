@@ -19,11 +19,15 @@ impl Tools {
         Self(peers.iter().map(|&peer| (peer, set_up(peer).map_err(|error| format!("{error:#}")))).collect())
     }
 
+    /// Whether rows of this tool are wanted.
+    pub(super) fn are_asked_for(&self, tool: Tool) -> bool {
+        !Tool::PEERS.contains(&tool) || self.0.iter().any(|(peer, _)| *peer == tool)
+    }
+
     /// Whether a row of this tool can be measured; otherwise why not.
     pub(super) fn has(&self, tool: Tool) -> Result<(), &str> {
         match self.0.iter().find(|(peer, _)| *peer == tool) {
             Some((_, Err(why))) => Err(why),
-            None if Tool::PEERS.contains(&tool) => Err("not asked for"),
             _ => Ok(()),
         }
     }
