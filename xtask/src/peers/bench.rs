@@ -244,8 +244,15 @@ pub(super) fn output(mut command: Command, name: &str) -> Result<String> {
     const ENOUGH: usize = 200;
     let output = command.stdin(Stdio::null()).output().with_context(|| format!("starting {name}"))?;
     let errors = String::from_utf8_lossy(&output.stderr);
-    let last: String =
-        errors.lines().rfind(|line| !line.trim().is_empty()).unwrap_or_default().chars().take(ENOUGH).collect();
+    let last = errors.lines().rfind(|line| !line.trim().is_empty()).unwrap_or_default();
+    let last = without_own_folders(last);
+    let last: String = last.chars().take(ENOUGH).collect();
     ensure!(output.status.success(), "{name} ended with {}: {last}", output.status);
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Where our folders are is of no use to who reads the document.
+fn without_own_folders(text: &str) -> String {
+    let target = fidelity::target_folder().display().to_string();
+    text.replace(&target, "target").replace(&workspace_root().display().to_string(), ".")
 }
