@@ -254,32 +254,32 @@ const EXPLANATION: &str = "\n\
 ";
 
 fn table(text: &mut String, rounds: &Rounds, events: Events) {
-    let has_floor = events != Events::Off;
-    let floor = if has_floor { " times the floor |" } else { "" };
-    let line = if has_floor { "---:|" } else { "" };
+    // Of costs near nothing, a ratio is noise.
+    let has_ratios = events != Events::Off;
+    let only_with_ratios = |text: &'static str| if has_ratios { text } else { "" };
     let _ = writeln!(
         text,
-        "| tracer | code | ns a call | of the processor |{floor} times trapline on `-O2` | whole command, ns a call | bytes |"
+        "| tracer | code | ns a call | of the processor |{} whole command, ns a call | bytes |",
+        only_with_ratios(" times the floor | times trapline on `-O2` |")
     );
-    let _ = writeln!(text, "|---|---|---:|---:|{line}---:|---:|---:|");
+    let _ = writeln!(text, "|---|---|---:|---:|{}---:|---:|", only_with_ratios("---:|---:|"));
     for (row, figures) in rounds.rows.iter().filter(|(row, _)| row.events == events) {
         let (title, options) = (row.title, row.flavour.options());
         let figures = match figures {
             Ok(figures) => figures,
             Err(why) => {
-                let none = if has_floor { " |" } else { "" };
-                let _ = writeln!(text, "| {title} | `{options}` | failed: {} | |{none} | | |", cell(why));
+                let none = only_with_ratios(" | |");
+                let _ = writeln!(text, "| {title} | `{options}` | failed: {} | |{none} | |", cell(why));
                 continue;
             }
         };
         let ratio = |ratio: Option<f64>| ratio.map_or_else(String::new, |ratio| format!("{ratio:.2}"));
-        let to_floor = if has_floor { format!(" {} |", ratio(figures.to_floor)) } else { String::new() };
+        let (to_floor, to_trapline) = (ratio(figures.to_floor), ratio(figures.to_trapline));
+        let ratios = if has_ratios { format!(" {to_floor} | {to_trapline} |") } else { String::new() };
         let bytes = if figures.bytes > 0.0 { format!("{:.1}", figures.bytes) } else { String::new() };
-        // Of costs near nothing, a ratio is noise.
-        let to_trapline = if has_floor { ratio(figures.to_trapline) } else { String::new() };
         let _ = writeln!(
             text,
-            "| {title} | `{options}` | {:.1} | {:.1} |{to_floor} {to_trapline} | {:.1} | {bytes} |",
+            "| {title} | `{options}` | {:.1} | {:.1} |{ratios} {:.1} | {bytes} |",
             figures.cost_ns, figures.cost_cpu_ns, figures.command_ns
         );
     }
