@@ -1,6 +1,6 @@
 //! `cargo xtask bench-peers`: trapline beside uftrace, `XRay`, bpftrace and Frida, on the same work, written to docs/benchmarks.md.
 //!
-//! The work (`benches/peers/work.c`) makes a known number of calls and times itself. [`bench`] compiles it in each flavour and runs commands, [`tools`] makes the
+//! The work (`benches/peers/work.c`) makes a known number of calls and times itself. [`mod@bench`] compiles it in each flavour and runs commands, [`tools`] makes the
 //! peers ready, [`tracer`] is the list of what is measured and proves that each tracer sees every call, [`rounds`] interleaves the runs, [`others`] measures what is no call,
 //! [`document`] writes. Nothing is pinned, no priority is raised, no frequency fixed: the figures are what users get.
 //!
