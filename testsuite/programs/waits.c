@@ -37,11 +37,16 @@ int main(void) {
     EXPECT(children_signals == 20);
     // Job control: a child stops itself, is seen to, goes on, is seen to, and ends.
     for (int round = 0; round < 5; round++) {
+        int seen[2];
+        EXPECT(pipe(seen) == 0);
         pid_t pid = fork();
         if (pid == 0) {
             raise(round % 2 ? SIGTSTP : SIGSTOP);
             long value = 0;
             for (int times = 0; times < 1000; times++) value = work(value);
+            // One that has ended is not continued any more.
+            char byte;
+            EXPECT(read(seen[0], &byte, 1) == 1);
             _exit(value == 1000 ? 3 : 99);
         }
         EXPECT(waitpid(pid, &status, WUNTRACED) == pid && WIFSTOPPED(status) && WSTOPSIG(status) == (round % 2 ? SIGTSTP : SIGSTOP));
@@ -49,6 +54,9 @@ int main(void) {
         EXPECT(waitpid(pid, &status, WNOHANG | WCONTINUED) == 0);
         EXPECT(kill(pid, SIGCONT) == 0);
         EXPECT(waitpid(pid, &status, WCONTINUED) == pid && WIFCONTINUED(status));
+        EXPECT(write(seen[1], "", 1) == 1);
+        close(seen[0]);
+        close(seen[1]);
         EXPECT(waitpid(pid, &status, 0) == pid && WIFEXITED(status) && WEXITSTATUS(status) == 3);
     }
     pid_t pid = fork();

@@ -61,6 +61,8 @@ pub struct ErrandRegisters {
     pub rsp: u64,
     /// Where it goes on.
     pub rip: u64,
+    /// The signals that it blocks then, as the kernel has them. Set back unless [`Config::forbidden`] says that it must not.
+    pub signal_mask: u64,
 }
 
 /// What the agent is told.

@@ -202,7 +202,7 @@ impl Armory {
             objects_changed: at(symbol::OBJECTS_CHANGED)?,
             sandbox: at(symbol::SANDBOX)?,
             syscall_insn: at(symbol::SYSCALL)?,
-            errand: Errand { syscall_insn: at(symbol::ERRAND)?, registers: at(symbol::ERRAND_REGISTERS)? },
+            errand: Errand { syscall_insn: at(symbol::ERRAND)?, registers: at(symbol::ERRAND_REGISTERS)?, config },
             thread_offset,
         })
     }

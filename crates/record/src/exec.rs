@@ -34,6 +34,7 @@ use crate::{
         Tid, maps,
         memory::Memory,
         ptrace::{self, SyscallStop},
+        spawn,
     },
 };
 
@@ -220,7 +221,9 @@ pub(crate) fn prepare(tid: Tid, agent: &str, linkers: &mut Linkers) -> Result<Ne
     )?;
     let (spare_words, replaced) = add_preload(&memory, &stack, &environment, agent, scratch)?;
     remote.registers.rsp = stack.at.value() - 2 * WORD;
-    remote.finish()?;
+    for signal in remote.finish()? {
+        spawn::kill(tid, signal);
+    }
     memory.write(debug_state, &REPORT)?;
     Ok(NewImage { debug_state, original: code, r_debug: at(linker.r_debug), spare_words, replaced, scratch })
 }
@@ -291,6 +294,11 @@ impl NewImage {
             && ptrace::syscall_stop(tid).is_ok_and(|stop| stop == SyscallStop::Exit)
     }
 
+    /// Where the dynamic linker says what it is doing.
+    pub(crate) fn linker_state(&self) -> Addr {
+        self.r_debug.offset(R_STATE_AT)
+    }
+
     /// Takes the thread out of the report, by doing what the function there does: it returns.
     pub(crate) fn reached(&self, tid: Tid, memory: &Memory) -> io::Result<Report> {
         const STATE_BITS: u64 = 0xffff_ffff;
@@ -298,7 +306,7 @@ impl NewImage {
         registers.rip = memory.read_word(Addr::new(registers.rsp))?;
         registers.rsp += WORD;
         ptrace::set_registers(tid, &registers)?;
-        let state = memory.read_word(self.r_debug.offset(R_STATE_AT))? & STATE_BITS;
+        let state = memory.read_word(self.linker_state())? & STATE_BITS;
         Ok(if state == RT_CONSISTENT { Report::Loaded } else { Report::Changing })
     }
 

@@ -2,16 +2,19 @@
 //!
 //! Owns [`Remote`]: a thread that is stopped, its registers as they are to be when it goes on, and a `syscall` instruction in its memory.
 //! Invariants: when it is [finished](Remote::finish), the thread's registers are as they were, or as the caller changed them; a system call that was
-//! interrupted by our stop is restarted, as the kernel would have done; if the recorder dies in between, the thread goes on as it was.
+//! interrupted by our stop is restarted, as the kernel would have done; if the recorder dies in between, the thread goes on as it was. Signals that come to
+//! a thread on an errand wait, with all that the kernel knows of them, and a process that is told to stop stops when we are done.
 
-use std::io;
+use std::{io, mem::offset_of};
 
+use trapline_abi::agent::{Call, Config, ErrandRegisters};
 use trapline_engine::Addr;
 
 use crate::sys::{
     Tid,
     memory::Memory,
     ptrace::{self, Stop, SyscallStop},
+    spawn,
 };
 
 /// A stopped thread that does as it is told.
@@ -24,8 +27,14 @@ pub(crate) struct Remote {
     /// Where the stack pointer is during a system call, from where it was.
     stack_offset: i64,
     created: Option<Tid>,
-    /// Signals that arrived meanwhile.
+    /// The signals that it blocks when it goes on, if it blocks all during system calls.
+    signal_mask: Option<u64>,
+    is_blocking: bool,
+    /// Signals that arrived meanwhile and could not be blocked.
     signals: Vec<i32>,
+    /// Whether its process was stopped meanwhile.
+    is_with_its_group: bool,
+    is_restored: bool,
 }
 
 /// Where a thread of the target runs system calls for the recorder: see [`trapline_abi::agent::symbol::ERRAND`].
@@ -33,8 +42,10 @@ pub(crate) struct Remote {
 pub(crate) struct Errand {
     /// The `syscall`.
     pub(crate) syscall_insn: Addr,
-    /// What the thread takes its registers from.
+    /// What the thread takes its registers from: an [`ErrandRegisters`].
     pub(crate) registers: Addr,
+    /// The agent's [`Config`].
+    pub(crate) config: Addr,
 }
 
 /// The kernel's codes for a system call that is to be started again (include/linux/errno.h).
@@ -53,12 +64,28 @@ impl Remote {
     pub(crate) fn new(tid: Tid, syscall_insn: Addr) -> io::Result<Self> {
         let mut registers = ptrace::registers(tid)?;
         restart(&mut registers);
-        Ok(Self { tid, registers, syscall_insn, stack_offset: 0, created: None, signals: Vec::new() })
+        Ok(Self {
+            tid,
+            registers,
+            syscall_insn,
+            stack_offset: 0,
+            created: None,
+            signal_mask: None,
+            is_blocking: false,
+            signals: Vec::new(),
+            is_with_its_group: false,
+            is_restored: false,
+        })
     }
 
     /// Takes over a stopped thread of a process that has the agent. If the recorder dies, the thread goes on where it was.
     pub(crate) fn on_errand(tid: Tid, memory: &Memory, errand: Errand) -> io::Result<Self> {
-        let remote = Self::new(tid, errand.syscall_insn)?;
+        let mut remote = Self::new(tid, errand.syscall_insn)?;
+        let forbidden = memory.read_word(errand.config.after(offset_of!(Config, forbidden)))?;
+        let signal_mask = ptrace::signal_mask(tid)?;
+        // Without us, the thread itself would have to set it back.
+        remote.signal_mask = (forbidden & Call::Sigprocmask.bit() == 0).then_some(signal_mask);
+        memory.write_word(errand.registers.after(offset_of!(ErrandRegisters, signal_mask)), signal_mask)?;
         let now = &remote.registers;
         let general = [
             now.r15, now.r14, now.r13, now.r12, now.rbp, now.rbx, now.r11, now.r10, now.r9, now.r8, now.rax, now.rcx,
@@ -96,6 +123,11 @@ impl Remote {
         [call.rdi, call.rsi, call.rdx, call.r10, call.r8, call.r9] = arguments;
         loop {
             ptrace::set_registers(self.tid, &call)?;
+            if self.signal_mask.is_some() && !self.is_blocking {
+                // From here on the thread is on its way to set the mask back if we die.
+                ptrace::set_signal_mask(self.tid, u64::MAX)?;
+                self.is_blocking = true;
+            }
             self.run_to_syscall()?;
             // The first stop may be the exit of the system call that the thread was stopped in, which spoils rax.
             if ptrace::syscall_stop(self.tid)? == SyscallStop::Entry(number) {
@@ -117,6 +149,7 @@ impl Remote {
             match ptrace::wait_for_stop(self.tid)? {
                 Stop::Syscall => return Ok(()),
                 Stop::Signal(signal) => self.signals.push(signal),
+                Stop::WithItsGroup => self.is_with_its_group = true,
                 Stop::Clone => self.created = Tid::try_from(ptrace::event_message(self.tid)?).ok(),
                 _ => {}
             }
@@ -142,10 +175,36 @@ impl Remote {
         self.syscall(libc::SYS_munmap, [at.value(), len_bytes, 0, 0, 0, 0]).map(drop)
     }
 
-    /// Restores the registers. The thread is still stopped; signals that came meanwhile are returned, to be delivered.
-    pub(crate) fn finish(self) -> io::Result<Vec<i32>> {
+    /// Restores registers and mask. The thread is still stopped; signals that came meanwhile and could not wait are returned, to be delivered.
+    pub(crate) fn finish(mut self) -> io::Result<Vec<i32>> {
+        self.restore()?;
+        Ok(std::mem::take(&mut self.signals))
+    }
+
+    fn restore(&mut self) -> io::Result<()> {
+        self.is_restored = true;
+        // In this order: until its registers are back, the thread would set the mask itself.
+        if let Some(mask) = self.signal_mask.filter(|_| self.is_blocking) {
+            ptrace::set_signal_mask(self.tid, mask)?;
+        }
         ptrace::set_registers(self.tid, &self.registers)?;
-        Ok(self.signals)
+        if self.is_with_its_group {
+            // It went on where the others of its group stood; the next stop says whether they still do.
+            ptrace::interrupt(self.tid)?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Remote {
+    /// Something went wrong, and perhaps the thread is gone.
+    fn drop(&mut self) {
+        if !self.is_restored {
+            let _ = self.restore();
+        }
+        for signal in &self.signals {
+            spawn::kill(self.tid, *signal);
+        }
     }
 }
 

@@ -273,23 +273,29 @@ impl<'a> Tracer<'a> {
 
     /// A new task has stopped for the first time.
     fn started(&mut self, tid: Tid, stop: Stop) {
+        let mut signals = Vec::new();
         if let Some(id) = self.tasks.get(&tid).and_then(|task| task.space)
             && self.spaces.get(&id).is_some_and(|space| space.pool.is_none())
-            && let Err(error) = self.adopt(tid, id)
         {
-            self.note_failure(tid, &error);
+            match self.adopt(tid, id) {
+                Ok(found) => signals = found,
+                Err(error) => self.note_failure(tid, &error),
+            }
         }
-        match stop {
-            Stop::Interrupted => resume(tid, 0),
-            stop => self.stopped(tid, stop),
+        if stop == Stop::Interrupted {
+            return resume_with(tid, &signals);
         }
+        for signal in signals {
+            spawn::kill(tid, signal);
+        }
+        self.stopped(tid, stop);
     }
 
-    /// Gives a forked child its own pool, in place of its parent's.
-    fn adopt(&mut self, tid: Tid, id: SpaceId) -> io::Result<()> {
-        let Some(task) = self.tasks.get(&tid) else { return Ok(()) };
+    /// Gives a forked child its own pool, in place of its parent's. Returns signals that came meanwhile.
+    fn adopt(&mut self, tid: Tid, id: SpaceId) -> io::Result<Vec<i32>> {
+        let Some(task) = self.tasks.get(&tid) else { return Ok(Vec::new()) };
         let (process, pid_inside, forbidden) = (task.process, task.tid_inside, task.forbidden);
-        let Some(space) = self.spaces.get_mut(&id) else { return Ok(()) };
+        let Some(space) = self.spaces.get_mut(&id) else { return Ok(Vec::new()) };
         let memory = Memory::open(tid)?;
         let registers = ptrace::registers(tid)?;
         memory.write(space.thread_at(registers.fs_base), &[0; RESET_BYTES])?;
@@ -299,10 +305,11 @@ impl<'a> Tracer<'a> {
         let pool = Pool::new(self.options.chunks, self.options.on_full).map(Arc::new)?;
         let mut remote = Remote::on_errand(tid, &memory, space.agent.errand)?;
         let mapped = space.map_pool(&mut remote, &memory, &pool, &[]);
-        remote.finish()?;
+        let signals = remote.finish()?;
         if let Err(error) = mapped {
             space.forget_pool(&memory)?;
-            return Err(error);
+            self.note_failure(tid, &error);
+            return Ok(signals);
         }
         space.memory = Some(memory);
         space.pool = Some(Arc::clone(&pool));
@@ -312,8 +319,8 @@ impl<'a> Tracer<'a> {
         self.drain.tell(Message::Pool(id, pool));
         self.drain.tell(Message::Process { space: id, pid_inside, pid: tid, process });
         self.outcome.processes += 1;
-        self.add_helper(tid, id);
-        Ok(())
+        let more = self.add_helper(tid, id);
+        Ok([signals, more].concat())
     }
 
     /// A vfork child goes on with its parent's thread state, and with its own chunks.

@@ -28,7 +28,11 @@ fn a_daemon_outlives_its_parent() {
 }
 
 #[test]
-#[ignore = "a tracer's parent is not told of WCONTINUED"]
 fn wait_sees_own_children_and_no_others() {
     Check::of(Program::of(&["waits.c"])).run();
+}
+
+#[test]
+fn children_stop_and_go_on_and_are_killed_when_they_have_only_just_begun() {
+    Check::of(Program::of(&["stops.c"])).run();
 }

@@ -2,7 +2,7 @@
 
 use core::mem::offset_of;
 
-use trapline_abi::agent::ErrandRegisters;
+use trapline_abi::agent::{CALLS, Call, Config, ErrandRegisters};
 
 use super::{CHUNK_BYTES, OnFull, PoolHeader, Thread, global_asm, number_of::PLACE_IN_AH};
 
@@ -159,6 +159,17 @@ trapline_syscall:
     .type trapline_errand, @function
 trapline_errand:
     syscall
+    # On its own stack: signals that waited come as soon as they may.
+    mov rsp, qword ptr [rip + trapline_errand_registers + {ERRAND_RSP}]
+    test dword ptr [rip + trapline_config + {FORBIDDEN}], {MASK_IS_FORBIDDEN}
+    jnz 2f
+    mov eax, {RT_SIGPROCMASK}
+    mov edi, {SIG_SETMASK}
+    lea rsi, [rip + trapline_errand_registers + {ERRAND_MASK}]
+    xor edx, edx
+    mov r10d, 8
+    syscall
+2:
     lea rsp, [rip + trapline_errand_registers]
     pop r15
     pop r14
@@ -181,6 +192,11 @@ trapline_errand:
     .size trapline_errand, . - trapline_errand
     .popsection
     "#,
+    FORBIDDEN = const offset_of!(Config, forbidden),
+    MASK_IS_FORBIDDEN = const Call::Sigprocmask.bit(),
+    RT_SIGPROCMASK = const CALLS[Call::Sigprocmask as usize],
+    SIG_SETMASK = const 2,
+    ERRAND_MASK = const offset_of!(ErrandRegisters, signal_mask),
     ERRAND_RSP = const offset_of!(ErrandRegisters, rsp),
     ERRAND_RIP = const offset_of!(ErrandRegisters, rip),
     CLOSED = const offset_of!(PoolHeader, closed),
