@@ -16,6 +16,7 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
         first_site: 0,
         returns: true,
         limit_depth: false,
+        shims: &[],
     });
     assert_eq!(armed.sites.len() + armed.refused.len(), selected.len());
     for pair in armed.writes.windows(2) {

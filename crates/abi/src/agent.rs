@@ -13,6 +13,12 @@
 //! ```
 //!
 //! An entry reads the id at [`SITE_ID_OFFSET`] from its own return address; the word above that on the stack is the function's slot.
+//!
+//! The stubs of a module lie in one piece of memory, an *area*. It begins with a [`StubArea`] and ends with a table of [`StubPlace`]s, so that the
+//! agent knows which instruction of the program a thread is at that is in a stub.
+//!
+//! Some functions of the program's libraries are led through the agent, whether they are traced or not: those that unwind. Their sites jump to a
+//! *detour*, which loads the address of its [`Detour`] into r10 and jumps to [`Detour::through`].
 
 /// Where the site's id lies, from the address behind the call of an entry.
 pub const SITE_ID_OFFSET: i64 = -9;
@@ -40,6 +46,10 @@ pub mod symbol {
     /// Called like an entry at the beginning of the C library's [functions that can switch a sandbox on](super::SANDBOX_FUNCTIONS); the site's id is the place
     /// in that list. Keeps every register.
     pub const SANDBOX: &str = "trapline_sandbox";
+    /// [`Detour::through`](super::Detour::through) of `_Unwind_Backtrace`; its helpers are `_Unwind_GetIP`, `_Unwind_GetCFA` and `_Unwind_SetIP`.
+    pub const BACKTRACE: &str = "trapline_backtrace";
+    /// [`Detour::through`](super::Detour::through) of `_Unwind_Find_FDE`, which finds the unwind information for an address. No helpers.
+    pub const FIND_FDE: &str = "trapline_find_fde";
     /// `syscall` and `int3`, for the recorder to run system calls in the target.
     pub const SYSCALL: &str = "trapline_syscall";
     /// `syscall`, for a thread of the target to run one for the recorder. Behind it, the thread takes its registers from
@@ -77,6 +87,60 @@ pub struct Config {
     pub thread_offset: i64,
     /// Which of the [`CALLS`] a sandbox forbids: bit n for the nth. These are never made.
     pub forbidden: u64,
+    /// The [`StubArea`] that came last; 0 for none.
+    pub areas: u64,
+    /// Where the dynamic linker says whether it is changing the set of objects: `_r_debug.r_state` of `<link.h>`, which is 0 when it is not. 0 if that
+    /// is not known.
+    pub linker_state: u64,
+}
+
+/// The beginning of an area of stubs. It never changes once [`Config::areas`] leads to it.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct StubArea {
+    /// The area that came before; 0 for none.
+    pub next: u64,
+    /// Its size, with this and the table.
+    pub len_bytes: u64,
+    /// Where its table of [`StubPlace`]s is, from its start.
+    pub places_at: u32,
+    /// How many there are.
+    pub place_count: u32,
+}
+
+/// From where on the code of a stub stands for which of the program's: up to the next place, in ascending order.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct StubPlace {
+    /// From the area's start.
+    pub stub: u32,
+    /// From the area's start; or [`NO_CODE`], [`ENTRY_CODE`], or [`CALLED_CODE`].
+    pub code: i32,
+}
+
+/// What stands for nothing in the program.
+pub const NO_CODE: i32 = i32::MIN;
+
+/// What stands for the first instruction of an entry: a jump to it.
+pub const ENTRY_CODE: i32 = i32::MIN + 1;
+
+/// What stands for the first instruction of a function that was called from the place before: the call's return address is pushed, perhaps not yet
+/// its upper half.
+pub const CALLED_CODE: i32 = i32::MIN + 2;
+
+/// How many functions a [`Detour`] can name.
+pub const DETOUR_HELPERS: usize = 3;
+
+/// What a detour tells the code that it leads through.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Detour {
+    /// Where it leads.
+    pub through: u64,
+    /// The function itself, as the program calls it.
+    pub function: u64,
+    /// Other functions of the same object, entered without being recorded; 0 where there is none.
+    pub helpers: [u64; DETOUR_HELPERS],
 }
 
 /// The functions by which a program can forbid itself system calls.

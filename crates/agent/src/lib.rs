@@ -1,7 +1,8 @@
 //! trapline's agent: the code that runs inside a traced process.
 //!
 //! Owns everything between an armed function's stub and the shared pool of chunks: the entries and the return trampoline ([`arch`]), what they do when a
-//! few instructions do not suffice ([`events`] and [`frames`]), and the requests to the recorder ([`requests`]). The layouts are
+//! few instructions do not suffice ([`events`] and [`frames`]), what unwinders of the program are told ([`unwind`]), and the requests to the recorder
+//! ([`requests`]). The layouts are
 //! [`trapline_abi`]'s; the recorder maps the pool, fills in the configuration and writes the stubs.
 //!
 //! It is linked into a shared object that needs no other one, `object.rs` beside this crate's sources says how, and the dynamic linker loads it
@@ -18,3 +19,4 @@ pub mod requests;
 mod shadow;
 mod sys;
 mod thread;
+pub mod unwind;

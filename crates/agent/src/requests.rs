@@ -5,7 +5,7 @@
 //! the recorder finds out which of the agent's calls the filter will forbid, and those are never made again; if memory is among them, everything
 //! that may be a stack gets its shadow before. Invariant: both come back, whatever becomes of the recorder.
 
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicI32, Ordering};
 
 use trapline_abi::{agent::SITE_ID_OFFSET, pool::request};
 
@@ -26,8 +26,20 @@ const TURN_SLICES: u32 = 50;
 /// The set of loaded objects has changed.
 #[unsafe(no_mangle)]
 extern "C" fn trapline_changed() {
+    if is_before_the_change() {
+        return;
+    }
     let Some(pool) = Pool::current() else { return };
     ask(pool, request::OBJECTS, 0, || ());
+}
+
+/// Whether the dynamic linker is only about to change the set of objects: it reports before and after, and before there is nothing to see. It says
+/// so of the main namespace only; of others each report counts.
+fn is_before_the_change() -> bool {
+    const CONSISTENT: i32 = 0;
+    let state = arch::config_linker_state().load(Ordering::Relaxed) as *const AtomicI32;
+    // SAFETY: (1) null, or a word of the dynamic linker's, which is never unloaded; (2) it is written under the lock that this thread holds.
+    unsafe { state.as_ref() }.is_some_and(|state| state.load(Ordering::Relaxed) != CONSISTENT)
 }
 
 /// A function of the C library that can switch a sandbox on was called.

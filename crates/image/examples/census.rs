@@ -37,6 +37,7 @@ fn main() {
             first_site: 0,
             returns: true,
             limit_depth: false,
+            shims: &[],
         });
         let arming = started.elapsed();
         let mut counts: BTreeMap<String, usize> = BTreeMap::new();

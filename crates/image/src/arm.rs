@@ -1,10 +1,10 @@
 //! From plans to bytes: stubs, and what has to be written where.
 //!
-//! Owns [`ArmRequest`] and [`Armed`], and the layout of stubs that `trapline_abi::agent` describes. Neighbours: the ladder made the plans, the recorder
-//! writes what comes out. Invariants: the same request gives the same bytes; every write says which bytes it replaces.
+//! Owns [`ArmRequest`] and [`Armed`], and the layout of stubs that `trapline_abi::agent` describes. Neighbours: the ladder made the plans, [`area`] encodes
+//! what is beside the stubs, the recorder writes what comes out. Invariants: the same request gives the same bytes; every write says which bytes it replaces.
 
 use rayon::prelude::*;
-use trapline_abi::agent::SITE_ID_BYTES;
+use trapline_abi::agent::{CALLED_CODE, DETOUR_HELPERS, Detour, ENTRY_CODE, SITE_ID_BYTES, StubPlace};
 use trapline_engine::{
     Addr, Mode,
     insn::{InsnBytes, OutOfReach, RelocateOptions, RelocateReason, encode, relocate},
@@ -12,6 +12,7 @@ use trapline_engine::{
 
 use crate::{
     Function, Image, Plan, Reason, Rung, Verdict,
+    area::{self, DETOUR_CODE_BYTES, HEAD_BYTES},
     plan::pc_thunk_at,
     scan::{branch_target, decoder},
 };
@@ -46,12 +47,26 @@ pub struct ArmRequest<'a> {
     pub returns: bool,
     /// Whether the depth of frames is limited.
     pub limit_depth: bool,
+    /// Functions that are led through the agent, selected or not. Of 64-bit code only.
+    pub shims: &'a [Shim],
+}
+
+/// A function that is led through code of the agent's: see [`Detour`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Shim {
+    /// Its index in [`Image::functions`].
+    pub function: usize,
+    /// Where it is led.
+    pub through: Addr,
+    /// Functions of the same file for the code there to call.
+    pub helpers: [Option<usize>; DETOUR_HELPERS],
 }
 
 /// Everything that arms the functions of one request.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Armed {
-    /// For [`ArmRequest::stubs_at`]; code and read-only data.
+    /// For [`ArmRequest::stubs_at`]; code and read-only data. Begins with a [`StubArea`](trapline_abi::agent::StubArea), whose `next` is left to the
+    /// caller.
     pub stubs: Vec<u8>,
     /// Ascending by address, not overlapping. To be made when the stubs stand and no thread is inside a window.
     pub writes: Vec<Write>,
@@ -85,7 +100,7 @@ pub struct ArmedSite {
     pub on: Addr,
     /// The second half: only what the function does itself.
     pub off: Addr,
-    /// Where the jump of 5 bytes stands. It leads to `on`, and is the one instruction to poke to switch the site.
+    /// Where the jump of 5 bytes stands. It leads to `on`, perhaps by a detour, and is the one instruction to poke to switch the site.
     pub jump_at: Addr,
 }
 
@@ -94,6 +109,9 @@ const FILLER: u8 = 0xcc;
 
 /// The second half of a stub's beginning: the call.
 const CALL: usize = 5;
+
+/// Bytes of `push imm32`.
+const PUSH: usize = 5;
 
 /// Code of stubs is aligned to this.
 const ALIGN_BYTES: usize = 16;
@@ -104,22 +122,58 @@ const VENEER_BYTES: usize = 16;
 /// One for each of the [`Entries`].
 const VENEERS: usize = 4;
 
-/// How many bytes the stubs of these functions take at most.
-pub(crate) fn stub_bytes_bound(functions: &[Function], selected: &[usize]) -> usize {
-    layout(functions, selected).1
+/// How many bytes the stubs of these functions take at most, with the table of their places.
+pub(crate) fn stub_bytes_bound(functions: &[Function], selected: &[usize], shims: &[Shim]) -> usize {
+    let wanted = wanted(selected, shims);
+    let places = wanted.iter().filter_map(|one| functions.get(one.function)?.plan());
+    // One for the veneers; for each stub one for the call of an entry, one for each instruction, one for the jump back or behind a push, one for the
+    // detour.
+    let places = 1 + places.map(|plan| 3 + usize::from(plan.window_bytes)).sum::<usize>();
+    layout(functions, &wanted).1.next_multiple_of(align_of::<StubPlace>()) + places * size_of::<StubPlace>()
 }
 
-/// Where each stub's id is, from the start of the stubs, and where the last one ends. It does not depend on addresses.
-fn layout(functions: &[Function], selected: &[usize]) -> (Vec<Option<usize>>, usize) {
-    let mut end = VENEERS * VENEER_BYTES;
-    let place = |index: &usize| {
-        let plan = functions.get(*index).and_then(Function::plan)?;
+/// A function that gets a stub.
+#[derive(Clone, Copy)]
+struct Wanted<'a> {
+    function: usize,
+    is_selected: bool,
+    shim: Option<&'a Shim>,
+}
+
+/// All functions that get stubs, ascending.
+fn wanted<'a>(selected: &[usize], shims: &'a [Shim]) -> Vec<Wanted<'a>> {
+    let shim_of = |function: usize| shims.iter().find(|shim| shim.function == function);
+    let selected_ones =
+        selected.iter().map(|&function| Wanted { function, is_selected: true, shim: shim_of(function) });
+    let mut all: Vec<_> = selected_ones.collect();
+    let others = shims.iter().filter(|shim| !selected.contains(&shim.function));
+    all.extend(others.map(|shim| Wanted { function: shim.function, is_selected: false, shim: Some(shim) }));
+    all.sort_by_key(|one| one.function);
+    all
+}
+
+/// Where a function's stub goes, from the start of the area.
+#[derive(Clone, Copy)]
+struct Room {
+    /// Its id.
+    id: usize,
+    /// Its detour.
+    detour: Option<usize>,
+}
+
+/// Where each stub goes, and where the last one ends. It does not depend on addresses.
+fn layout(functions: &[Function], wanted: &[Wanted<'_>]) -> (Vec<Option<Room>>, usize) {
+    let mut end = HEAD_BYTES + VENEERS * VENEER_BYTES;
+    let room = |one: &Wanted<'_>| {
+        let plan = functions.get(one.function).and_then(Function::plan)?;
         let code = (end + SITE_ID_BYTES).next_multiple_of(ALIGN_BYTES);
         end = code + CALL + usize::from(plan.stub_bytes);
-        Some(code - SITE_ID_BYTES)
+        let detour = one.shim.map(|_| end.next_multiple_of(ALIGN_BYTES));
+        end = detour.map_or(end, |detour| detour + DETOUR_CODE_BYTES + size_of::<Detour>());
+        Some(Room { id: code - SITE_ID_BYTES, detour })
     };
-    let places = selected.iter().map(place).collect();
-    (places, end)
+    let rooms = wanted.iter().map(room).collect();
+    (rooms, end)
 }
 
 /// What one function adds.
@@ -127,43 +181,84 @@ struct Part {
     stub: Vec<u8>,
     writes: Vec<Write>,
     site: ArmedSite,
+    /// Offset in the stub's code and address in the process of each of its pieces.
+    places: Vec<(usize, Addr)>,
+    /// Offset in the stub's code of the instruction behind the push of a return address.
+    called: Option<usize>,
 }
 
 /// See [`Image::arm`].
 pub(crate) fn arm(image: &Image, request: &ArmRequest<'_>) -> Armed {
-    let (places, len_bytes) = layout(image.functions(), request.selected);
+    let wanted = wanted(request.selected, request.shims);
+    let (rooms, len_bytes) = layout(image.functions(), &wanted);
     let mut armed = Armed { stubs: vec![FILLER; len_bytes], ..Armed::default() };
     let entries = request.entries;
     let all = [entries.enter, entries.enter_keep_flags, entries.enter_limited, entries.point];
     for (index, entry) in all.into_iter().enumerate() {
-        armed.stubs[index * VENEER_BYTES..][..VENEER_BYTES].copy_from_slice(&veneer(image.mode(), entry));
+        armed.stubs[veneer_at(index)..][..VENEER_BYTES].copy_from_slice(&veneer(image.mode(), entry));
     }
-    let parts: Vec<Result<Part, Reason>> = request
-        .selected
+    let parts: Vec<Result<Part, Reason>> = wanted
         .par_iter()
-        .zip(&places)
+        .zip(&rooms)
         .with_min_len(64)
-        .map(|(index, place)| match place {
-            Some(place) => part(image, request, *index, *place),
-            None => Err(image.functions().get(*index).map_or(Reason::NoCode, |function| match &function.verdict {
-                Verdict::Untraced(reason) => *reason,
-                Verdict::Traced(_) => Reason::NoCode,
-            })),
+        .map(|(one, room)| match room {
+            Some(room) => part(image, request, *one, *room),
+            None => {
+                Err(image.functions().get(one.function).map_or(Reason::NoCode, |function| match &function.verdict {
+                    Verdict::Untraced(reason) => *reason,
+                    Verdict::Traced(_) => Reason::NoCode,
+                }))
+            }
         })
         .collect();
-    for ((index, place), part) in request.selected.iter().zip(places).zip(parts) {
-        match (part, place) {
-            (Ok(part), Some(place)) => {
-                armed.stubs[place..place + part.stub.len()].copy_from_slice(&part.stub);
+    // How a function is entered without being recorded.
+    let unrecorded = |index: usize| {
+        let found = wanted.iter().position(|one| one.function == index);
+        match found.and_then(|at| parts[at].as_ref().ok()) {
+            Some(part) => Some(part.site.off),
+            None => Some(Addr::new(image.functions().get(index)?.address.wrapping_add(request.bias))),
+        }
+    };
+    let detours: Vec<Option<Vec<u8>>> = (wanted.iter().zip(&parts))
+        .map(|(one, part)| {
+            let (shim, part) = (one.shim?, part.as_ref().ok()?);
+            let helpers = shim.helpers.map(|helper| helper.and_then(unrecorded).map_or(0, Addr::value));
+            Some(area::detour(&Detour { through: shim.through.value(), function: part.site.on.value(), helpers }))
+        })
+        .collect();
+    let first_veneer = u32::try_from(veneer_at(0)).unwrap_or(u32::MAX);
+    let mut places = vec![StubPlace { stub: first_veneer, code: ENTRY_CODE }];
+    for (((one, room), part), detour) in wanted.iter().zip(rooms).zip(parts).zip(detours) {
+        match (part, room) {
+            (Ok(part), Some(room)) => {
+                armed.stubs[room.id..room.id + part.stub.len()].copy_from_slice(&part.stub);
+                let code = room.id + SITE_ID_BYTES;
+                places.extend(part.places.iter().map(|(offset, to)| area::place(request.stubs_at, code + offset, *to)));
+                places.extend(part.called.map(|offset| StubPlace {
+                    stub: u32::try_from(code + offset).unwrap_or(u32::MAX),
+                    code: CALLED_CODE,
+                }));
+                if let (Some(at), Some(bytes)) = (room.detour, detour) {
+                    armed.stubs[at..at + bytes.len()].copy_from_slice(&bytes);
+                    places.push(area::place(request.stubs_at, at, part.site.address));
+                }
                 armed.writes.extend(part.writes);
-                armed.sites.push(part.site);
+                if one.is_selected {
+                    armed.sites.push(part.site);
+                }
             }
-            (Err(reason), _) => armed.refused.push((*index, reason)),
-            (Ok(_), None) => {}
+            (Err(reason), _) if one.is_selected => armed.refused.push((one.function, reason)),
+            (Err(_), _) | (Ok(_), None) => {}
         }
     }
     armed.writes.sort_by_key(|write| write.at);
+    area::finish(&mut armed.stubs, &places);
     armed
+}
+
+/// Where the jump to an entry is, from the area's start.
+const fn veneer_at(index: usize) -> usize {
+    HEAD_BYTES + index * VENEER_BYTES
 }
 
 /// `jmp` to anywhere, and where to, in [`VENEER_BYTES`]. In 32-bit code everything is within reach of everything.
@@ -177,14 +272,15 @@ fn veneer(mode: Mode, to: Addr) -> [u8; VENEER_BYTES] {
     bytes
 }
 
-/// Encodes what one function adds, whose stub's id is `place` bytes behind the start of the stubs.
-fn part(image: &Image, request: &ArmRequest<'_>, index: usize, place: usize) -> Result<Part, Reason> {
+/// Encodes what one function adds.
+fn part(image: &Image, request: &ArmRequest<'_>, wanted: Wanted<'_>, room: Room) -> Result<Part, Reason> {
+    let index = wanted.function;
     let function = &image.functions()[index];
     let Some(plan) = function.plan() else { return Err(Reason::NoCode) };
     let mode = image.mode();
     let in_process = |address: u64| in_width(mode, Addr::new(address.wrapping_add(request.bias)));
     let window_at = in_process(plan.window_at);
-    let id_at = in_width(mode, request.stubs_at.after(place));
+    let id_at = in_width(mode, request.stubs_at.after(room.id));
     let on = in_width(mode, id_at.after(SITE_ID_BYTES));
     let off = in_width(mode, on.after(CALL));
 
@@ -202,8 +298,17 @@ fn part(image: &Image, request: &ArmRequest<'_>, index: usize, place: usize) -> 
 
     let id = request.first_site.wrapping_add(u32::try_from(index).unwrap_or(u32::MAX));
     let mut stub = id.to_le_bytes().to_vec();
-    stub.extend_from_slice(&call_of_entry(mode, request, plan, on)?);
+    if wanted.is_selected {
+        stub.extend_from_slice(&call_of_entry(mode, request, plan, on)?);
+    } else {
+        stub.extend_from_slice(&encode::nop(CALL));
+    }
     stub.extend_from_slice(&moved.bytes);
+    // The call stands for the first instruction.
+    let mut places = vec![(0, window_at)];
+    // A call is the last one, and begins with `push imm32`.
+    let called = moved.boundaries.last().filter(|_| moved.emulates_call).map(|(_, new)| CALL + *new as usize + PUSH);
+    places.extend(moved.boundaries.iter().map(|(old, new)| (CALL + *new as usize, window_at.after(*old as usize))));
 
     let out_of_reach = |_: OutOfReach| Reason::OutOfReach;
     let replace = |at: u64, new: &[u8]| {
@@ -214,7 +319,8 @@ fn part(image: &Image, request: &ArmRequest<'_>, index: usize, place: usize) -> 
         Rung::ShortJump { pad } => pad,
         _ => plan.window_at,
     };
-    let jump = encode::jmp(in_process(jump_at), on, mode).map_err(out_of_reach)?;
+    let first = room.detour.map_or(on, |detour| request.stubs_at.after(detour));
+    let jump = encode::jmp(in_process(jump_at), first, mode).map_err(out_of_reach)?;
     let mut writes = vec![replace(jump_at, &jump)?];
     if jump_at != plan.window_at {
         let distance = jump_at.wrapping_sub(plan.window_at + 2).cast_signed();
@@ -232,7 +338,7 @@ fn part(image: &Image, request: &ArmRequest<'_>, index: usize, place: usize) -> 
     }
     let site =
         ArmedSite { id, function: index, address: in_process(function.address), on, off, jump_at: in_process(jump_at) };
-    Ok(Part { stub, writes, site })
+    Ok(Part { stub, writes, site, places, called })
 }
 
 /// The call at the beginning of a stub, of the entry itself or of the jump to it.
@@ -248,7 +354,7 @@ fn call_of_entry(mode: Mode, request: &ArmRequest<'_>, plan: &Plan, at: Addr) ->
         (entries.enter, 0)
     };
     let direct = encode::call(at, entry, mode);
-    let through = || encode::call(at, request.stubs_at.after(index * VENEER_BYTES), mode);
+    let through = || encode::call(at, request.stubs_at.after(veneer_at(index)), mode);
     direct.or_else(|_| through()).map_err(|_| Reason::OutOfReach)
 }
 

@@ -10,7 +10,7 @@
 //! ```
 //!
 //! Beside that row: `debug` finds symbols that were taken out of the file; `tables`, `stack` and `marks` belong to the scan; `parts`, `padding` and `flags`
-//! to the ladder. `entry` knows no file.
+//! to the ladder; `area` to arming. `entry` knows no file.
 //!
 //! The recorder decides which functions are wanted, allocates the stubs, and writes to the target. Invariants: pure, nothing here knows a
 //! process; every function of the file has a verdict, and what is not one is listed in [`Image::left_out`] (I7); what is not understood is refused;
@@ -45,6 +45,7 @@ use self::{
     plan::Evidence,
 };
 
+mod area;
 mod arm;
 mod debug;
 mod discover;
@@ -63,7 +64,7 @@ mod scan;
 mod stack;
 mod tables;
 
-pub use arm::{ArmRequest, Armed, ArmedSite, Entries, Write};
+pub use arm::{ArmRequest, Armed, ArmedSite, Entries, Shim, Write};
 pub use entry::entry_window;
 pub use function::{Function, LeftOut, NoFunction, Plan, Rung, Verdict};
 pub use reason::Reason;
@@ -163,6 +164,12 @@ impl Image {
         &self.functions
     }
 
+    /// The function that a symbol names.
+    pub fn function_named(&self, symbol: &str) -> Option<usize> {
+        let is_it = |function: &Function| function.name == symbol || function.aliases.iter().any(|name| name == symbol);
+        self.functions.iter().position(is_it)
+    }
+
     /// What looks like a function in some table and is none, by ascending address.
     pub fn left_out(&self) -> &[LeftOut] {
         &self.left_out
@@ -189,8 +196,8 @@ impl Image {
     }
 
     /// How many bytes the stubs of these functions take at most.
-    pub fn stub_bytes_bound(&self, selected: &[usize]) -> usize {
-        arm::stub_bytes_bound(&self.functions, selected)
+    pub fn stub_bytes_bound(&self, selected: &[usize], shims: &[Shim]) -> usize {
+        arm::stub_bytes_bound(&self.functions, selected, shims)
     }
 
     /// Encodes the stubs and the sites of the functions that are asked for. The same request gives the same bytes.

@@ -12,8 +12,9 @@ use std::{
 };
 
 use common::{Directory, fixture, named, run, text};
+use trapline_abi::agent::{ENTRY_CODE, StubPlace};
 use trapline_engine::Addr;
-use trapline_image::{ArmRequest, Armed, Entries, Image, Reason, Rung, Verdict};
+use trapline_image::{ArmRequest, Armed, Entries, Image, Reason, Rung, Shim, Verdict};
 
 /// Somewhere in the lower 2 GiB, where the program has nothing.
 const STUBS_AT: Addr = Addr::new(0x2000_0000);
@@ -49,8 +50,12 @@ impl Shapes {
     }
 
     fn arm(&self, enter: &str, enter_keep_flags: &str) -> Armed {
+        self.arm_with_shims(enter, enter_keep_flags, &self.selected(), &[])
+    }
+
+    fn arm_with_shims(&self, enter: &str, enter_keep_flags: &str, selected: &[usize], shims: &[Shim]) -> Armed {
         self.image.arm(&ArmRequest {
-            selected: &self.selected(),
+            selected,
             bias: 0,
             stubs_at: STUBS_AT,
             entries: Entries {
@@ -62,6 +67,7 @@ impl Shapes {
             first_site: 0,
             returns: true,
             limit_depth: false,
+            shims,
         })
     }
 
@@ -141,6 +147,74 @@ fn armed_functions_return_what_they_returned_and_every_call_is_counted() {
 }
 
 #[test]
+fn functions_are_led_through_a_detour_whether_they_are_selected_or_not() {
+    let shapes = Shapes::build();
+    let (plain, _) = shapes.run(None);
+    let index = |name: &str| named(&shapes.image, name).0;
+    let shim = |name: &str| Shim {
+        function: index(name),
+        through: shapes.entry("through"),
+        helpers: [Some(index("early_call")), Some(index("with_nop")), None],
+    };
+    let shims = [shim("with_nop"), shim("rip_relative")];
+    let mut selected = shapes.selected();
+    selected.retain(|function| *function != index("rip_relative") && *function != index("early_call"));
+    let armed = shapes.arm_with_shims("loses_flags", "keeps_flags", &selected, &shims);
+    let (results, hits) = shapes.run(Some(&armed));
+    assert_eq!(results, plain);
+    let detours = hits.get(&shapes.image.functions()[0].name);
+    assert_eq!(detours, Some(&8), "four calls each");
+    assert_eq!(hits.get("with_nop"), Some(&4));
+    assert_eq!(hits.get("rip_relative"), None, "it is led through, and not recorded");
+    assert_eq!(hits.len() - 1, armed.sites.len());
+    assert!(armed.stubs.len() <= shapes.image.stub_bytes_bound(&selected, &shims));
+    // The helpers are entered where they are not recorded.
+    let off = armed.sites.iter().find(|site| site.function == index("with_nop")).expect("it is armed").off;
+    let helpers = [shapes.entry("early_call"), off, Addr::new(0)].map(|helper| helper.value().to_le_bytes()).concat();
+    let found = armed.stubs.windows(helpers.len()).filter(|bytes| *bytes == helpers).count();
+    assert_eq!(found, 2, "one for each detour");
+}
+
+/// The table at an area's end: offset in the area, and address in the program.
+fn places(armed: &Armed) -> Vec<(usize, i32)> {
+    let word = |at: usize| u32::from_le_bytes(*armed.stubs[at..].first_chunk().expect("the area is as long"));
+    let (at, count) = (word(16) as usize, word(20) as usize);
+    assert_eq!(at + count * size_of::<StubPlace>(), armed.stubs.len());
+    (0..count).map(|index| at + index * 8).map(|at| (word(at) as usize, word(at + 4).cast_signed())).collect()
+}
+
+#[test]
+fn every_instruction_of_a_stub_stands_for_one_of_the_program() {
+    let shapes = Shapes::build();
+    let armed = shapes.arm("keeps_flags", "keeps_flags");
+    let places = places(&armed);
+    assert!(places.is_sorted_by(|one, next| one.0 < next.0), "{places:?}");
+    assert_eq!(places.first(), Some(&(32, ENTRY_CODE)), "jumps to entries come first");
+    let code_of = |at: Addr| {
+        let offset = usize::try_from(at.distance_from(STUBS_AT)).expect("stubs begin there");
+        let place = places.iter().rev().find(|place| place.0 <= offset).expect("the first is at the beginning");
+        STUBS_AT.offset(i64::from(place.1))
+    };
+    let (mut same, mut all) = (0, 0);
+    for site in &armed.sites {
+        let plan = shapes.image.functions()[site.function].plan().expect("it is armed");
+        let (window, end) = (plan.window_at, plan.window_at + u64::from(plan.window_bytes));
+        assert_eq!(code_of(site.on).value(), window);
+        assert_eq!(code_of(site.off).value(), window);
+        let off = usize::try_from(site.off.distance_from(STUBS_AT)).expect("stubs begin there");
+        for (at, code) in places.iter().skip_while(|place| place.0 < off).take_while(|place| place.0 < off + 64) {
+            let code = STUBS_AT.offset(i64::from(*code));
+            if (window..end).contains(&code.value()) {
+                all += 1;
+                same += usize::from(armed.stubs[*at] == shapes.image.code(code)[0]);
+            }
+        }
+    }
+    // Most instructions are moved as they are.
+    assert!(all > armed.sites.len() && same * 10 > all * 8, "{same} of {all}");
+}
+
+#[test]
 fn entries_that_lose_flags_would_be_seen() {
     let shapes = Shapes::build();
     let (plain, _) = shapes.run(None);
@@ -214,7 +288,7 @@ fn writes_expect_what_the_file_has_and_do_not_overlap() {
         assert_eq!(armed.stubs[id_at..id_at + 4], site.id.to_le_bytes());
         assert_eq!(site.off, site.on.after(5));
     }
-    assert!(armed.stubs.len() <= shapes.image.stub_bytes_bound(&shapes.selected()));
+    assert!(armed.stubs.len() <= shapes.image.stub_bytes_bound(&shapes.selected(), &[]));
     assert_eq!(armed, shapes.arm("keeps_flags", "keeps_flags"), "the same again");
 }
 

@@ -51,6 +51,7 @@ fn exercise(bytes: Vec<u8>) -> usize {
         first_site: 0,
         returns: true,
         limit_depth: true,
+        shims: &[],
     });
     assert_eq!(armed.sites.len() + armed.refused.len(), selected.len());
     for pair in armed.writes.windows(2) {

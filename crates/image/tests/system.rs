@@ -52,6 +52,7 @@ fn arm_all(image: &Image, entries: Addr) -> (Vec<usize>, Armed, u64) {
         first_site: 1000,
         returns: true,
         limit_depth: false,
+        shims: &[],
     });
     (selected, armed, bias)
 }
@@ -89,7 +90,7 @@ fn writes_stay_apart_and_expect_what_is_in_the_file() {
             let (selected, armed, bias) = arm_all(&image, entries);
             assert!(armed.refused.is_empty(), "{path}: {:?}", armed.refused);
             assert_eq!(armed.sites.len(), selected.len());
-            assert!(armed.stubs.len() <= image.stub_bytes_bound(&selected));
+            assert!(armed.stubs.len() <= image.stub_bytes_bound(&selected, &[]));
             let mut end = Addr::default();
             for write in &armed.writes {
                 assert!(end <= write.at, "{path}: {} is written twice", write.at);

@@ -57,6 +57,8 @@ mod tests {
             symbol::RETURN,
             symbol::OBJECTS_CHANGED,
             symbol::SANDBOX,
+            symbol::BACKTRACE,
+            symbol::FIND_FDE,
             symbol::SYSCALL,
             symbol::ERRAND,
             symbol::ERRAND_REGISTERS,

@@ -15,7 +15,7 @@ use std::{
 };
 
 use trapline_abi::{
-    agent::{Config, SANDBOX_FUNCTIONS, symbol},
+    agent::{Config, SANDBOX_FUNCTIONS, StubArea, symbol},
     record::MAX_SITES,
 };
 use trapline_engine::{
@@ -33,6 +33,7 @@ use crate::{
     pool::Pool,
     remote::{Errand, Remote},
     sandbox::Hook,
+    shims::{self, Shimmed},
     space::{AgentAt, Loaded, SharedMapping, Space, Stubs},
     sys::{
         Tid,
@@ -75,12 +76,15 @@ type FileKey = (u64, u64, i64, i64);
 /// A file whose functions are known.
 #[derive(Debug)]
 pub(crate) struct KnownModule {
-    /// Its number in the trace.
+    /// Its number.
     pub(crate) id: u32,
+    /// Whether the trace has it. Otherwise nothing of it is traced, and it is known for its shims.
+    pub(crate) is_listed: bool,
     first_site: u32,
     image: Image,
     /// Indices of the functions that are to be armed.
     selected: Vec<usize>,
+    shims: Vec<Shimmed>,
 }
 
 /// What is known of files, whatever process maps them.
@@ -91,6 +95,9 @@ pub(crate) struct Armory {
     agent_path: String,
     modules: HashMap<FileKey, Result<Arc<KnownModule>, String>>,
     hooks: HashMap<FileKey, Hook>,
+    /// Files of which nothing is traced; those among them that have shims.
+    others: HashMap<FileKey, Option<Arc<KnownModule>>>,
+    next_module: u32,
     next_site: u32,
     coverage: Coverage,
 }
@@ -101,9 +108,17 @@ impl Armory {
         let agent = Agent::native();
         let agent_file = shared::sealed_file(c"trapline-agent", agent.bytes())?;
         let agent_path = shared::path_for_others(&agent_file);
-        let modules = HashMap::new();
-        let (hooks, coverage) = (HashMap::new(), Coverage::default());
-        Ok(Self { agent, agent_file, agent_path, modules, hooks, next_site: 0, coverage })
+        Ok(Self {
+            agent,
+            agent_file,
+            agent_path,
+            modules: HashMap::new(),
+            hooks: HashMap::new(),
+            others: HashMap::new(),
+            next_module: 0,
+            next_site: 0,
+            coverage: Coverage::default(),
+        })
     }
 
     /// What the dynamic linker is asked to preload.
@@ -154,10 +169,11 @@ impl Armory {
         space.memory = Some(memory);
         space.pool = Some(pool);
         self.arm_modules(remote, tid, process, &mut space, options, drain)?;
-        if !options.libraries.is_empty() {
-            hook_linker(&space, image.debug_state)?;
+        match hook_linker(&space, image) {
+            // Without it, unwinders that come later show the agent's frames.
+            Err(_) if options.libraries.is_empty() => Ok(space),
+            hooked => hooked.map(|()| space),
         }
-        Ok(space)
     }
 
     /// Arms what has come since, and forgets what has gone. The thread is stopped where it waits for us.
@@ -201,6 +217,8 @@ impl Armory {
             config,
             objects_changed: at(symbol::OBJECTS_CHANGED)?,
             sandbox: at(symbol::SANDBOX)?,
+            backtrace: at(symbol::BACKTRACE)?,
+            find_fde: at(symbol::FIND_FDE)?,
             syscall_insn: at(symbol::SYSCALL)?,
             errand: Errand { syscall_insn: at(symbol::ERRAND)?, registers: at(symbol::ERRAND_REGISTERS)?, config },
             thread_offset,
@@ -224,20 +242,28 @@ impl Armory {
             if !space.is_sandbox_hooked && is_c_library(&path) {
                 self.hook_sandbox(remote, tid, space, &mappings, (inode, bias_of))?;
             }
-            if inode == agent || inode != main && !is_selected(&path, &options.libraries) {
+            if inode == agent {
                 continue;
             }
             let Some(mapping) = mappings.iter().find(|mapping| mapping.inode == inode && mapping.is_executable) else {
                 continue;
             };
             let Some(file) = mapping.file(tid) else { continue };
-            let Some(module) = self.module(&file, &path, options, drain) else { continue };
+            let module = if inode == main || is_selected(&path, &options.libraries) {
+                self.module(&file, &path, options, drain)
+            } else {
+                self.other(&file)
+            };
+            let Some(module) = module else { continue };
             let bias = bias_of.wrapping_sub(module.image.lowest_address() & !4095);
             present.push(Loaded { module, bias });
         }
         let tsc = shared::tsc();
         let is_in = |all: &[Loaded], one: &Loaded| all.iter().any(|other| other.key() == one.key());
         for gone in space.loaded.extract_if(.., |loaded| !is_in(&present, loaded)) {
+            if !gone.module.is_listed {
+                continue;
+            }
             let unload = Unload { process, module: gone.module.id, bias: gone.bias, tsc };
             drain.write(move |writer| writer.unload(&unload));
         }
@@ -245,9 +271,15 @@ impl Armory {
             if is_in(&space.loaded, &loaded) {
                 continue;
             }
-            let load = Load { process, module: loaded.module.id, bias: loaded.bias, tsc };
-            drain.write(move |writer| writer.load(&load));
-            self.arm_module(remote, tid, space, &loaded, options)?;
+            if loaded.module.is_listed {
+                let load = Load { process, module: loaded.module.id, bias: loaded.bias, tsc };
+                drain.write(move |writer| writer.load(&load));
+            }
+            match self.arm_module(remote, tid, space, &loaded, options) {
+                // Nothing was changed, and what is traced of the process is none the worse for it.
+                Err(_) if !loaded.module.is_listed => {}
+                armed => armed?,
+            }
             space.loaded.push(loaded);
         }
         Ok(())
@@ -294,6 +326,26 @@ impl Armory {
         self.modules.entry(key).or_insert(known).as_ref().ok().cloned()
     }
 
+    /// A file of which nothing is traced, if it has shims.
+    fn other(&mut self, file: &Path) -> Option<Arc<KnownModule>> {
+        let key = file_key(&fs::metadata(file).ok()?);
+        if let Some(known) = self.others.get(&key) {
+            return known.clone();
+        }
+        let image = shims::may_be_in(file).then(|| Image::open(file).ok()).flatten();
+        let known = image.map(|image| (shims::find(&image), image)).filter(|(shims, _)| !shims.is_empty());
+        let known = known.map(|(shims, image)| {
+            let id = self.new_module();
+            Arc::new(KnownModule { id, is_listed: false, first_site: 0, image, selected: Vec::new(), shims })
+        });
+        self.others.entry(key).or_insert(known).clone()
+    }
+
+    fn new_module(&mut self) -> u32 {
+        self.next_module += 1;
+        self.next_module - 1
+    }
+
     fn read_module(
         &mut self,
         file: &Path,
@@ -308,7 +360,7 @@ impl Armory {
         let next_site = first_site.checked_add(count).filter(|next| *next <= MAX_SITES);
         let Some(next_site) = next_site else { return Err("there are too many functions for one trace".to_owned()) };
         self.next_site = next_site;
-        let id = u32::try_from(self.modules.len()).unwrap_or(u32::MAX);
+        let id = self.new_module();
         let mut selected = Vec::new();
         let listed: Vec<Function> = functions
             .iter()
@@ -351,7 +403,8 @@ impl Armory {
         drain.write(move |writer| {
             writer.module(&Module { id, path: &path, build_id: build_id.as_deref(), first_site, functions: &listed })
         });
-        Ok(KnownModule { id, first_site, image, selected })
+        let shims = shims::find(&image);
+        Ok(KnownModule { id, is_listed: true, first_site, image, selected, shims })
     }
 
     fn arm_module(
@@ -363,12 +416,15 @@ impl Armory {
         options: &Options,
     ) -> Result<(), Untraceable> {
         let module = &loaded.module;
-        let Some(memory) = space.memory.as_ref().filter(|_| !module.selected.is_empty()) else { return Ok(()) };
+        let is_wanted = !module.selected.is_empty() || !module.shims.is_empty();
+        let Some(memory) = space.memory.as_ref().filter(|_| is_wanted) else { return Ok(()) };
+        let shims: Vec<_> = module.shims.iter().map(|shim| shim.led_through(&space.agent)).collect();
         let known = space.stubs.get(&loaded.key()).cloned();
         let (stubs_at, shared) = if let Some(stubs) = &known {
             (stubs.at, None)
         } else {
-            let (at, shared) = map_stubs(remote, tid, memory, loaded)?;
+            let len_bytes = module.image.stub_bytes_bound(&module.selected, &shims).next_multiple_of(4096);
+            let (at, shared) = map_stubs(remote, tid, memory, loaded, len_bytes)?;
             (at, Some(shared))
         };
         let armed = module.image.arm(&ArmRequest {
@@ -379,12 +435,16 @@ impl Armory {
             first_site: module.first_site,
             returns: options.returns,
             limit_depth: options.max_depth.is_some(),
+            shims: &shims,
         });
         if let Some(shared) = shared {
             shared.fill(0, &armed.stubs);
             if options.start_off {
                 switch_off(&shared, stubs_at, &armed.sites);
             }
+            let areas = space.agent.config.after(offset_of!(Config, areas));
+            shared.fill(offset_of!(StubArea, next), &memory.read_word(areas)?.to_le_bytes());
+            memory.write_word(areas, stubs_at.value())?;
             for (_, reason) in &armed.refused {
                 self.coverage.traced -= 1;
                 *self.coverage.untraced.entry(reason.code().to_owned()).or_default() += 1;
@@ -411,9 +471,9 @@ fn map_stubs(
     tid: Tid,
     memory: &Memory,
     loaded: &Loaded,
+    len_bytes: usize,
 ) -> Result<(Addr, SharedMemory), Untraceable> {
     let image = &loaded.module.image;
-    let len_bytes = image.stub_bytes_bound(&loaded.module.selected).next_multiple_of(4096);
     let moved = |at: Addr| at.offset(loaded.bias.cast_signed());
     let near = AddrRange { start: moved(image.text_range().start), end: moved(image.text_range().end) };
     let Some(at) = maps::find_hole(&maps::read(tid)?, near, len_bytes as u64) else {
@@ -457,14 +517,16 @@ fn write_sites(memory: &Memory, writes: &[Write]) -> Result<(), Untraceable> {
 }
 
 /// Has the dynamic linker tell the agent when objects come and go.
-fn hook_linker(space: &Space, debug_state: Addr) -> Result<(), Untraceable> {
+fn hook_linker(space: &Space, image: &NewImage) -> Result<(), Untraceable> {
     let Some(memory) = &space.memory else { return Ok(()) };
-    let Ok(jump) = encode::jmp(debug_state, space.agent.objects_changed, Mode::Bits64) else {
+    let Ok(jump) = encode::jmp(image.debug_state, space.agent.objects_changed, Mode::Bits64) else {
         return Err(Untraceable(
             "the agent is out of the dynamic linker's reach: libraries that come later are not traced".to_owned(),
         ));
     };
-    memory.write(debug_state, &jump)?;
+    let linker_state = space.agent.config.after(offset_of!(Config, linker_state));
+    memory.write_word(linker_state, image.linker_state().value())?;
+    memory.write(image.debug_state, &jump)?;
     Ok(())
 }
 

@@ -24,6 +24,7 @@ mod launch;
 mod pool;
 mod remote;
 mod sandbox;
+mod shims;
 mod space;
 mod sys;
 mod toggle;

@@ -69,6 +69,10 @@ pub(crate) struct AgentAt {
     pub(crate) objects_changed: Addr,
     /// What functions begin with that can switch a sandbox on.
     pub(crate) sandbox: Addr,
+    /// What `_Unwind_Backtrace` is led through.
+    pub(crate) backtrace: Addr,
+    /// What `_Unwind_Find_FDE` is led through.
+    pub(crate) find_fde: Addr,
     /// A `syscall` instruction for tasks that never go on.
     pub(crate) syscall_insn: Addr,
     /// Where threads run system calls for us.
@@ -135,10 +139,11 @@ impl Space {
         Addr::new(thread_pointer).offset(self.agent.thread_offset)
     }
 
-    /// What the process has mapped of known modules.
+    /// What the process has mapped of modules that are in the trace.
     pub(crate) fn loads(&self, process: u32) -> Vec<Load> {
         let tsc = shared::tsc();
-        self.loaded.iter().map(|load| Load { process, module: load.module.id, bias: load.bias, tsc }).collect()
+        let listed = self.loaded.iter().filter(|load| load.module.is_listed);
+        listed.map(|load| Load { process, module: load.module.id, bias: load.bias, tsc }).collect()
     }
 
     /// Maps `pool` where the old one is, or for the first time at one of `holes`, and tells the agent. The thread is stopped.

@@ -47,16 +47,39 @@ fn panics_are_caught() {
 }
 
 #[test]
-#[ignore = "each hooked frame shows a frame of the return code beside it"]
 fn rust_backtraces_show_the_same_frames() {
     let program = Program::of(&["rust_backtrace.rs"]).started_by(&["/usr/bin/env", "RUST_BACKTRACE=1"]);
     Check::of(program).normalise(without_thread_numbers).run();
 }
 
 #[test]
-#[ignore = "each hooked frame shows a frame of the return code beside it"]
 fn backtraces_show_the_same_frames() {
     Check::of(Program::of(&["backtrace.c"])).run();
+}
+
+#[test]
+fn backtraces_show_the_same_frames_between_any_two_instructions() {
+    Check::of(Program::of(&["stepped_backtrace.c"])).count_of_the_moment().run();
+}
+
+#[test]
+fn backtraces_in_a_storm_of_signals_show_only_frames_of_the_program() {
+    Check::of(Program::of(&["backtrace_storm.c"])).run();
+}
+
+#[test]
+fn threads_that_are_cancelled_between_any_two_instructions_are_unwound() {
+    Check::of(Program::of(&["cancelled_anywhere.c"]).flags(&["-fexceptions"])).leaves_anywhere().run();
+}
+
+#[test]
+fn an_unwinder_that_comes_and_goes_shows_the_same_frames() {
+    Check::of(Program::of(&["walks.c"])).run();
+}
+
+#[test]
+fn an_unwinder_that_is_linked_in_shows_the_same_frames() {
+    Check::of(Program::of(&["walks.c"]).flags(&["-static-libgcc", "-DLINKED"])).run();
 }
 
 #[test]

@@ -26,12 +26,14 @@ trapline_thread_told:
     .hidden trapline_config
     .globl trapline_config
     .type trapline_config, @object
-    .size trapline_config, 32
+    .size trapline_config, 48
 trapline_config:
     .quad 0
     .quad -1
     # `object.rs` moves the relocation of `trapline_thread_told` here: GNU ld relocates no such word in a shared object, but only its own table.
     .quad {TOLD}
+    .quad 0
+    .quad 0
     .quad 0
 
     .p2align 3
@@ -64,14 +66,16 @@ const TOLD: u64 = u64::from_le_bytes(*b"trapline");
 unsafe extern "C" {
     /// A `Config`: the pool's address comes first.
     #[link_name = "trapline_config"]
-    static CONFIG: [AtomicU64; 4];
+    static CONFIG: [AtomicU64; 6];
 }
 
-const _: () = assert!(size_of::<trapline_abi::agent::Config>() == 32);
+const _: () = assert!(size_of::<trapline_abi::agent::Config>() == 48);
 const _: () = assert!(core::mem::offset_of!(trapline_abi::agent::Config, pool) == 0);
 const _: () = assert!(core::mem::offset_of!(trapline_abi::agent::Config, max_depth) == 8);
 const _: () = assert!(core::mem::offset_of!(trapline_abi::agent::Config, thread_offset) == 16);
 const _: () = assert!(core::mem::offset_of!(trapline_abi::agent::Config, forbidden) == 24);
+const _: () = assert!(core::mem::offset_of!(trapline_abi::agent::Config, areas) == 32);
+const _: () = assert!(core::mem::offset_of!(trapline_abi::agent::Config, linker_state) == 40);
 
 /// Where the pool is mapped; `None` before it is.
 pub fn config_pool() -> &'static AtomicU64 {
@@ -84,6 +88,18 @@ pub fn config_pool() -> &'static AtomicU64 {
 pub fn config_forbidden() -> &'static AtomicU64 {
     // SAFETY: as in `config_pool`; the program's threads write it too.
     unsafe { &CONFIG[3] }
+}
+
+/// The area of stubs that came last; 0 before the first.
+pub fn config_areas() -> &'static AtomicU64 {
+    // SAFETY: as in `config_pool`; the recorder writes the word at once, while other threads run.
+    unsafe { &CONFIG[4] }
+}
+
+/// Where the dynamic linker says whether it is changing the set of objects; 0 if that is not known.
+pub fn config_linker_state() -> &'static AtomicU64 {
+    // SAFETY: as in `config_pool`.
+    unsafe { &CONFIG[5] }
 }
 
 /// The state of the calling thread.

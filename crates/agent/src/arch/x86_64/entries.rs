@@ -222,6 +222,8 @@ global_asm!(
         "jmp .Ltrapline_point_leave\n",
         ".cfi_endproc\n",
         ".size trapline_point, . - trapline_point\n",
+        ".hidden trapline_entries_end\n.globl trapline_entries_end\n",
+        "trapline_entries_end:\n",
     ),
     ".popsection",
     POSITION = const offset_of!(Thread, position),

@@ -16,6 +16,9 @@
 //! `shadow_address` says, computed from the slot, which is 9 below. That holds until the jump, as nobody changes the shadow meanwhile. Not marked
 //! as a signal frame, which would shift the lookup of the caller.
 //!
+//! This is for whoever reads unwind information by itself: debuggers, profilers, libunwind. libgcc, which nearly every program has for exceptions and
+//! backtraces, is led past the return code by [`unwind`](crate::unwind), and sees no frame of it.
+//!
 //! # What a signal handler sees at any instruction
 //!
 //! The place for the record is reserved before `top` leads to the outer frame. A handler between the two has its records behind this one, one deeper

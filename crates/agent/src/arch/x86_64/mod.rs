@@ -1,6 +1,6 @@
 //! x86-64: System V calling convention, Linux system calls.
 //!
-//! Owns the agent's symbols ([`entries`], [`leave`], [`calls`]), its data ([`data`]) and the raw system call ([`syscall`]). Invariants: an entry changes no
+//! Owns the agent's symbols ([`entries`], [`leave`], [`calls`], [`unwinders`]), its data ([`data`]) and the raw system call ([`syscall`]). Invariants: an entry changes no
 //! register but the flags, and not even these if its name says so; no vector register but the low halves of xmm0 to xmm15 is ever touched.
 
 use core::arch::{asm, global_asm};
@@ -20,8 +20,10 @@ mod calls;
 mod data;
 mod entries;
 mod leave;
+mod unwinders;
 
-pub use data::{config_forbidden, config_pool, thread};
+pub use data::{config_areas, config_forbidden, config_linker_state, config_pool, thread};
+pub use unwinders::{Code, any_function, code_at, entry, return_code};
 
 /// A system call. Neither `errno` nor any memory but what the call itself writes is touched.
 ///

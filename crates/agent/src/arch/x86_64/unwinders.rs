@@ -1,0 +1,127 @@
+//! Where the program's unwinders are led through, and whose code an address is.
+//!
+//! A detour jumps here with r10 at its [`Detour`], a register that no argument is in, and everything else as the program's call left it.
+
+use core::mem::offset_of;
+
+use trapline_abi::agent::Detour;
+
+use super::global_asm;
+
+global_asm!(
+    r#"
+    .hidden trapline_frame
+    .hidden trapline_real_place
+    .pushsection .text.trapline,"ax",@progbits
+
+    # `_Unwind_Backtrace`: rdi is called back for each frame, with rsi as its second argument. It is called with `trapline_frame` instead, and with
+    # a `Walk` that lies here.
+    .p2align 4
+    .hidden trapline_backtrace
+    .globl trapline_backtrace
+    .type trapline_backtrace, @function
+trapline_backtrace:
+    .cfi_startproc
+    push 0
+    .cfi_adjust_cfa_offset 8
+    push r10
+    .cfi_adjust_cfa_offset 8
+    push rsi
+    .cfi_adjust_cfa_offset 8
+    push rdi
+    .cfi_adjust_cfa_offset 8
+    lea rdi, [rip + trapline_frame]
+    mov rsi, rsp
+    sub rsp, 8
+    .cfi_adjust_cfa_offset 8
+    call qword ptr [r10 + {FUNCTION}]
+    add rsp, 40
+    .cfi_adjust_cfa_offset -40
+    ret
+    .cfi_endproc
+    .size trapline_backtrace, . - trapline_backtrace
+
+    # `_Unwind_Find_FDE`: rdi is an address of code, rsi where the answer goes. It is jumped to with an address of the program's.
+    .p2align 4
+    .hidden trapline_find_fde
+    .globl trapline_find_fde
+    .type trapline_find_fde, @function
+trapline_find_fde:
+    .cfi_startproc
+    push r10
+    .cfi_adjust_cfa_offset 8
+    push rsi
+    .cfi_adjust_cfa_offset 8
+    sub rsp, 8
+    .cfi_adjust_cfa_offset 8
+    call trapline_real_place
+    mov rdi, rax
+    add rsp, 8
+    .cfi_adjust_cfa_offset -8
+    pop rsi
+    .cfi_adjust_cfa_offset -8
+    pop r10
+    .cfi_adjust_cfa_offset -8
+    jmp qword ptr [r10 + {FUNCTION}]
+    .cfi_endproc
+    .size trapline_find_fde, . - trapline_find_fde
+    .popsection
+    "#,
+    FUNCTION = const offset_of!(Detour, function),
+);
+
+unsafe extern "C" {
+    /// The agent's first byte. The linker defines it.
+    #[link_name = "__ehdr_start"]
+    static START: u8;
+    /// The end of its code. The linker defines it.
+    #[link_name = "etext"]
+    static CODE_END: u8;
+    #[link_name = "trapline_enter"]
+    static ENTRIES: u8;
+    #[link_name = "trapline_entries_end"]
+    static ENTRIES_END: u8;
+    #[link_name = "trapline_return"]
+    static RETURN: u8;
+    #[link_name = "trapline_find_fde"]
+    static ANY_FUNCTION: u8;
+}
+
+/// Whose code it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Code {
+    /// One of the entries. It was called from a stub, and that lies two words below what the caller of the armed function has for its canonical
+    /// frame address.
+    Entry,
+    /// The agent's.
+    Agent,
+    /// Another's.
+    Other,
+}
+
+/// The first instruction of an entry.
+pub fn entry() -> u64 {
+    (&raw const ENTRIES) as u64
+}
+
+/// The first instruction of a function of the agent's that is none of the entries.
+pub fn any_function() -> u64 {
+    (&raw const ANY_FUNCTION) as u64
+}
+
+/// Where hooked functions return to.
+pub fn return_code() -> u64 {
+    (&raw const RETURN) as u64
+}
+
+/// Whose code is at `address`, or before it if it is a return address.
+pub fn code_at(address: u64) -> Code {
+    let is_in = |start: *const u8, end: *const u8| (start as u64..end as u64).contains(&address);
+    if is_in(&raw const ENTRIES, &raw const ENTRIES_END) {
+        Code::Entry
+    } else if is_in(&raw const START, &raw const CODE_END) {
+        Code::Agent
+    } else {
+        Code::Other
+    }
+}
