@@ -16,7 +16,7 @@ use std::{
 
 use clap::{Args, ValueEnum};
 use trapline_process::Filter;
-use trapline_record::{Error, Options, Progress, Summary, Toggle, record};
+use trapline_record::{Error, Options, Overhead, Progress, Summary, Toggle, record};
 
 use crate::{Outcome, Refused};
 
@@ -243,6 +243,13 @@ fn tell(summary: &Summary, arguments: &Arguments) {
     let losses = &summary.losses;
     if losses.records() > 0 {
         eprintln!("[trapline: {} events are missing; `trapline info` says why]", losses.records());
+    }
+    if let Some(Overhead { record_ps, total_ns }) = summary.overhead {
+        #[expect(clippy::cast_precision_loss, reason = "for people")]
+        let [record_ns, total_s] = [record_ps as f64 / 1e3, total_ns as f64 / 1e9];
+        eprintln!(
+            "[trapline: an event cost about {record_ns:.1} ns, all of them {total_s:.2} s of the program's time]"
+        );
     }
     if losses.waited_ns > 0 {
         eprintln!("[trapline: threads waited {} ms for room; a larger --buffer helps]", losses.waited_ns / 1_000_000);

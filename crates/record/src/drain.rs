@@ -21,6 +21,7 @@ use trapline_abi::pool::{OnFull, state};
 use trapline_trace::{Losses, Stream, Writer};
 
 use crate::{
+    overhead::{Gauge, Overhead},
     pool::{CHUNK_RECORDS, Pool, Taken},
     sys::{Tid, shared},
 };
@@ -70,6 +71,8 @@ pub(crate) type Changed = SpaceId;
 pub(crate) struct Finished {
     /// What is not in the trace.
     pub(crate) losses: Losses,
+    /// What it cost, if there was enough to tell by.
+    pub(crate) overhead: Option<Overhead>,
     /// Why the trace breaks off.
     pub(crate) failure: Option<trapline_trace::Error>,
 }
@@ -98,6 +101,7 @@ impl Drain {
             next_stream: 0,
             losses: Losses::default(),
             records: Vec::with_capacity(CHUNK_RECORDS),
+            gauge: Gauge::new(),
             failure: None,
             clock: Clock { tsc: shared::tsc(), monotonic_ns: shared::monotonic_ns() },
         };
@@ -170,6 +174,7 @@ struct Work {
     next_stream: u32,
     losses: Losses,
     records: Vec<u64>,
+    gauge: Gauge,
     failure: Option<trapline_trace::Error>,
     clock: Clock,
 }
@@ -244,9 +249,11 @@ impl Work {
         let result = self.writer.losses(&self.losses);
         self.keep(result);
         let losses = self.writer.with_own(&self.losses);
+        let records = self.totals.load(Ordering::Relaxed);
+        let overhead = self.gauge.overhead(records, |ticks| self.clock.ns(ticks));
         // A trace that lacks something has no end.
         let failure = self.failure.or_else(|| self.writer.finish().err());
-        Finished { losses, failure }
+        Finished { losses, overhead, failure }
     }
 
     /// The first failure is the one that is reported; targets go on untraced.
@@ -428,6 +435,7 @@ impl Work {
         };
         if !self.records.is_empty() || lost_before != 0 {
             let result = self.writer.events(thread.stream, begun.seen_at_tsc, begun.depth, lost_before, &self.records);
+            self.gauge.look(&self.records);
             self.totals.fetch_add(self.records.len() as u64, Ordering::Relaxed);
             begun.records += self.records.len();
             let result = result.map(|end| begun.depth = end.depth);

@@ -21,6 +21,7 @@ mod drain;
 mod error;
 mod exec;
 mod launch;
+mod overhead;
 mod pool;
 mod remote;
 mod sandbox;
@@ -40,6 +41,7 @@ use std::{
 };
 
 pub use error::Error;
+pub use overhead::Overhead;
 pub use toggle::Toggle;
 pub use trapline_abi::pool::{CHUNK_BYTES, OnFull};
 use trapline_engine::Filter;
@@ -99,6 +101,8 @@ pub struct Summary {
     pub records: u64,
     /// What is missing.
     pub losses: Losses,
+    /// What recording cost the program, if it had enough calls to tell by.
+    pub overhead: Option<Overhead>,
     /// Size of the trace file in bytes.
     pub trace_bytes: u64,
     /// Why the trace breaks off, if it does. The program ran on untraced from then on.
@@ -157,6 +161,7 @@ pub fn record(command: &[OsString], options: &Options, progress: &Progress) -> R
         coverage: armory.coverage(),
         records: progress.records(),
         losses: finished.losses,
+        overhead: finished.overhead,
         failure: finished.failure,
         trace_bytes: fs::metadata(&options.output).map_or(0, |metadata| metadata.len()),
     })
