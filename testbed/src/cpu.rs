@@ -21,6 +21,8 @@ pub const CURRENT: usize = offset_of!(Cpu, current);
 /// Distance from gs's base to the slots of the strategy `percpu`.
 pub const SLOTS_OF_CPU: usize = offset_of!(Cpu, state);
 
+const NEXT_RECORD: usize = offset_of!(Cpu, next_record);
+
 /// One CPU.
 #[repr(C, align(64))]
 #[derive(Debug)]
@@ -30,10 +32,18 @@ pub struct Cpu {
     id: AtomicUsize,
     /// For the strategy `percpu`. While a call is pending here, the scheduler leaves the CPU alone: the depth is the preemption counter.
     pub state: ThreadState<SLOTS>,
+    /// The next place in this CPU's ring of records, counted over the rings of all CPUs; see [`crate::graph`].
+    next_record: AtomicUsize,
 }
 
 static CPUS: [Cpu; MAX] = [const {
-    Cpu { this: AtomicUsize::new(0), current: AtomicUsize::new(0), id: AtomicUsize::new(0), state: ThreadState::new() }
+    Cpu {
+        this: AtomicUsize::new(0),
+        current: AtomicUsize::new(0),
+        id: AtomicUsize::new(0),
+        state: ThreadState::new(),
+        next_record: AtomicUsize::new(0),
+    }
 }; MAX];
 
 /// The CPU that this runs on. Only for code that cannot be preempted.
@@ -62,10 +72,29 @@ impl Cpu {
         self.id.load(Ordering::Relaxed)
     }
 
+    /// How many records this CPU has taken a place for.
+    pub fn records(&self) -> usize {
+        self.next_record.load(Ordering::Relaxed) & (MAX_RECORDS - 1)
+    }
+
     /// Makes a thread the one that runs here; for the scheduler.
     pub fn set_current(&self, thread: &'static Thread) {
         self.current.store((&raw const *thread).addr(), Ordering::Relaxed);
     }
+}
+
+/// Places that can be counted of one CPU.
+const MAX_RECORDS: usize = 1 << 24;
+
+/// Takes the next place for a record on whichever CPU this runs: that CPU's number, and the place in its ring. One instruction, so that neither an NMI nor
+/// a migration comes between reading and counting up.
+pub fn take_record() -> (usize, usize) {
+    let place: usize;
+    // SAFETY: gs leads to a `Cpu`, whose counter only its own CPU changes, by this.
+    unsafe {
+        asm!("xadd gs:[{at}], {place}", place = inout(reg) 1_usize => place, at = const NEXT_RECORD, options(nostack))
+    };
+    (place / MAX_RECORDS, place % MAX_RECORDS)
 }
 
 /// All CPUs, those included that are not there.
@@ -79,6 +108,7 @@ pub fn enter(id: usize, thread: &'static Thread) {
     let base = (&raw const *cpu).addr();
     cpu.this.store(base, Ordering::Relaxed);
     cpu.id.store(id, Ordering::Relaxed);
+    cpu.next_record.store(id * MAX_RECORDS, Ordering::Relaxed);
     cpu.set_current(thread);
     set_gs(id, base);
     load_table();

@@ -15,7 +15,7 @@ use trapline_engine::{Addr, CallFrame, Filter, OpsFlags};
 use crate::{
     cpu, say,
     scenario::{self, CONTEXTS, KernelEngine, RECURSIONS, Strategy, sum_of},
-    workload::{self, CHANGING, PHASE, REPLACING, RUNNING, SPAN, TRACED, Tally, UNTRACED},
+    workload::{self, CHANGING, PHASE, REPLACEABLE, RUNNING, SPAN, TRACED, Tally, UNTRACED, WORK},
 };
 
 /// The patch is applied: here the phase in which an ops is attached.
@@ -117,7 +117,7 @@ pub fn run(engine: &mut KernelEngine, run: Run) {
     let patch = scenario::register(engine, "patch", targets, patch_callback as *const () as usize, modify);
     let tracer = scenario::register(engine, "tracer", tracers, workload::first_callback as *const () as usize, flags);
     SPAN.store(span, Ordering::Relaxed);
-    REPLACING.store(true, Ordering::Relaxed);
+    WORK.store(REPLACEABLE, Ordering::Relaxed);
     workload::enter_phase(UNPATCHED);
     for thread in scenario::started() {
         thread.tallies.iter().for_each(Tally::clear);

@@ -13,6 +13,7 @@
 //! | [`host`] | the engine's view of this kernel |
 //! | [`workload`], [`scenario`], [`options`] | what is run, and how it is judged |
 //! | [`livepatch`] | functions that are replaced under tracers |
+//! | [`graph`] | a trace of all calls, with their returns |
 //!
 //! Nothing in this crate or in the engine is traced: only the crate `traced` is compiled with room at its functions' entries.
 #![no_std]
@@ -23,6 +24,7 @@ extern crate alloc;
 mod apic;
 mod boot;
 mod cpu;
+mod graph;
 mod heap;
 mod host;
 mod livepatch;

@@ -7,10 +7,14 @@ use core::ffi::{CStr, c_char};
 /// What is to be run.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// Which scenario: `pokes` ([`crate::scenario`]) or `livepatch` ([`crate::livepatch`]).
+    /// Which scenario: `pokes` ([`crate::scenario`]), `livepatch` ([`crate::livepatch`]) or `trace` ([`crate::graph`]).
     pub scenario: &'static str,
     /// Strategies, by name, separated by commas.
     pub strategies: &'static str,
+    /// Calls that are traced at least, in the scenario `trace`.
+    pub calls: usize,
+    /// Records that a CPU's ring holds.
+    pub ring: usize,
     /// Pokes of one site in each run.
     pub single_pokes: usize,
     /// Batches of all sites in each run.
@@ -40,6 +44,8 @@ pub struct Options {
 const DEFAULT: Options = Options {
     scenario: "pokes",
     strategies: "slots",
+    calls: 20_000,
+    ring: crate::graph::RECORDS,
     single_pokes: 100,
     batches: 4,
     nmis: 2,
@@ -69,6 +75,8 @@ pub fn read() -> Options {
         match name {
             "scenario" => options.scenario = value,
             "strategies" => options.strategies = value,
+            "calls" => options.calls = number(),
+            "ring" => options.ring = number(),
             "single" => options.single_pokes = number(),
             "batches" => options.batches = number(),
             "nmis" => options.nmis = number(),

@@ -14,14 +14,14 @@ use trapline_engine::{
 };
 
 use crate::{
-    cpu,
+    cpu, graph,
     host::KernelHost,
     livepatch,
     options::Options,
     paging, say,
     thread::{self, IRQ, KINDS, NMI, NORMAL, SOFTIRQ, Thread},
     trap::{self, SETTINGS},
-    workload::{self, CHANGING, REPLACING, RUNNING, SPAN, TRACED, Tally, UNTRACED},
+    workload::{self, CHANGING, RUNNING, SPAN, TRACEABLE, TRACED, Tally, UNTRACED, WORK},
 };
 
 /// This kernel's engine.
@@ -85,7 +85,7 @@ pub fn prepare_sites() {
     say!("{{\"event\":\"sites\",\"count\":{count}}}");
 }
 
-/// Every function with a site: those that are only traced, `work_0` and on, and those that are replaced, `target_0` and on.
+/// Every function with a site: those that are only traced, `work_0` and on, those that are replaced, `target_0` and on, and `nest_0`.
 fn site_specs() -> Vec<SiteSpec> {
     let nop: InsnBytes = encode::nop(insn::CALL_BYTES);
     let spec = |name: &str, index: usize, address: Addr| SiteSpec {
@@ -96,7 +96,8 @@ fn site_specs() -> Vec<SiteSpec> {
     };
     let traced = (0..traced::COUNT).map(|index| spec("work", index, address_of(index)));
     let replaceable = (0..traced::REPLACEABLE_COUNT).map(|index| spec("target", index, livepatch::address_of(index)));
-    traced.chain(replaceable).collect()
+    let nest = spec("nest", 0, Addr::new(traced::nest as *const () as usize as u64));
+    traced.chain(replaceable).chain([nest]).collect()
 }
 
 fn address_of(index: usize) -> Addr {
@@ -138,6 +139,11 @@ pub fn run_all(options: &Options) {
         engine.host_mut().without_int3 = options.without_int3;
         engine.host_mut().store_again = options.store_again;
         SETTINGS.int3_trampoline.store(engine.int3_trampoline().value() as usize, Ordering::Relaxed);
+        if options.scenario == "trace" {
+            graph::run(&mut engine, options);
+            engine.release().expect("the original bytes come back");
+            return;
+        }
         for (sites, pokes) in [(1, options.single_pokes), (ALL, options.batches)] {
             for nmis in [0, options.nmis] {
                 let left_out = pokes == 0 || (nmis == 0 && options.only_storms && options.nmis > 0);
@@ -194,7 +200,7 @@ fn run_one(engine: &mut KernelEngine, run: Run) {
     let filter = || if run.sites == 1 { Filter::address(address_of(0)) } else { Filter::name("work_*") };
     let first = register(engine, "first", filter(), workload::first_callback as *const () as usize, flags);
     let second = register(engine, "second", filter(), workload::second_callback as *const () as usize, flags);
-    REPLACING.store(false, Ordering::Relaxed);
+    WORK.store(TRACEABLE, Ordering::Relaxed);
     SPAN.store(run.sites, Ordering::Relaxed);
     workload::enter_phase(UNTRACED);
     if run.call_to_call {

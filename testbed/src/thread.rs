@@ -14,6 +14,7 @@ use trapline_engine::ThreadState;
 
 use crate::{
     cpu,
+    graph::Graph,
     workload::{self, Tally},
 };
 
@@ -51,6 +52,8 @@ pub struct Thread {
     pub migrations: AtomicUsize,
     /// How often it did so with an emulated call pending in its slots.
     pub carried: AtomicUsize,
+    /// Open frames of traced functions, and where they return to.
+    pub graph: Graph,
     last_cpu: AtomicUsize,
     saved_sp: AtomicUsize,
     /// What was counted, for each kind of context.
@@ -65,11 +68,19 @@ static THREADS: [Thread; MAX] = [const {
         next: AtomicUsize::new(0),
         migrations: AtomicUsize::new(0),
         carried: AtomicUsize::new(0),
+        graph: Graph::new(),
         last_cpu: AtomicUsize::new(0),
         saved_sp: AtomicUsize::new(0),
         tallies: [const { Tally::new() }; KINDS],
     }
 }; MAX];
+
+impl Thread {
+    /// Its number.
+    pub fn index(&self) -> usize {
+        ((&raw const *self).addr() - (&raw const THREADS).addr()) / size_of::<Self>()
+    }
+}
 
 #[repr(C, align(64))]
 struct Stack([u8; STACK_BYTES]);
@@ -157,8 +168,7 @@ pub fn preempt() {
                 next.carried.fetch_add(1, Ordering::Relaxed);
             }
         }
-        let my_index = ((&raw const *me).addr() - (&raw const THREADS).addr()) / size_of::<Thread>();
-        QUEUE.push(my_index);
+        QUEUE.push(me.index());
         cpu.set_current(next);
         // SAFETY: `next` was taken from the queue, so its stack pointer is saved and no other CPU runs it.
         unsafe { switch_stacks(me.saved_sp.as_ptr(), next.saved_sp.load(Ordering::Relaxed)) };

@@ -27,7 +27,7 @@ use trapline_engine::{
 };
 
 use crate::{
-    apic, cpu,
+    apic, cpu, graph,
     host::OTHERS,
     paging, say,
     serial::exit,
@@ -245,15 +245,19 @@ extern "C" fn timer() {
     let thread = cpu::current();
     let interrupted = thread.kind.swap(IRQ, Ordering::Relaxed);
     let outer = thread.state.enter_context();
+    let frame = graph::enter_context(IRQ);
     workload::call_in(IRQ, 2);
+    graph::leave_context(frame);
     apic::end_of_interrupt();
     arm_timer();
     if interrupted == NORMAL {
         // Softirqs, on the way out of the interrupt.
         thread.kind.store(SOFTIRQ, Ordering::Relaxed);
+        let frame = graph::enter_context(SOFTIRQ);
         cpu::interrupts_on();
         workload::call_in(SOFTIRQ, 4);
         cpu::interrupts_off();
+        graph::leave_context(frame);
         // Whatever softirqs cost, the interrupted thread gets its time.
         arm_timer();
     }
@@ -278,7 +282,9 @@ extern "C" fn nmi() {
     let kind = if interrupted >= NMI { (interrupted + 1).min(KINDS - 1) } else { NMI };
     thread.kind.store(kind, Ordering::Relaxed);
     let outer = thread.state.enter_context();
+    let frame = graph::enter_context(kind);
     workload::call_in(kind, 1);
+    graph::leave_context(frame);
     thread.state.leave_context(outer);
     thread.kind.store(interrupted, Ordering::Relaxed);
 }

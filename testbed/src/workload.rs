@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use trapline_engine::CallFrame;
 
-use crate::{cpu, livepatch, thread};
+use crate::{cpu, graph, livepatch, thread};
 
 /// A counter that one context at a time adds to.
 #[derive(Debug)]
@@ -125,12 +125,19 @@ impl Tally {
 
 /// Calls are made while this is set.
 pub static RUNNING: AtomicBool = AtomicBool::new(false);
-/// What is called: functions that are traced, or functions that are replaced.
-pub static REPLACING: AtomicBool = AtomicBool::new(false);
+/// What is called: [`TRACEABLE`] functions, [`REPLACEABLE`] or [`NESTED`] ones.
+pub static WORK: AtomicUsize = AtomicUsize::new(TRACEABLE);
 /// How many of them are called: the first ones.
 pub static SPAN: AtomicUsize = AtomicUsize::new(1);
 /// A phase: its number, shifted, and one of the three below.
 pub static PHASE: AtomicUsize = AtomicUsize::new(UNTRACED);
+
+/// Functions that are only traced.
+pub const TRACEABLE: usize = 0;
+/// Functions that are replaced.
+pub const REPLACEABLE: usize = 1;
+/// Functions that call others.
+pub const NESTED: usize = 2;
 
 /// The first ops is attached to no site.
 pub const UNTRACED: usize = 0;
@@ -165,7 +172,11 @@ pub fn run() -> ! {
 pub fn call_in(kind: usize, calls: usize) {
     for _ in 0..calls {
         if RUNNING.load(Ordering::Acquire) {
-            if REPLACING.load(Ordering::Relaxed) { livepatch::call(kind) } else { call(kind) }
+            match WORK.load(Ordering::Relaxed) {
+                REPLACEABLE => livepatch::call(kind),
+                NESTED => graph::call(kind),
+                _ => call(kind),
+            }
         }
     }
 }

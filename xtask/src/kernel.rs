@@ -5,6 +5,7 @@
 
 mod elf;
 mod patched;
+mod trace;
 mod vectors;
 mod verdict;
 
@@ -74,6 +75,22 @@ const JOBS: &[Job] = &[
         limit: Duration::from_mins(2),
     },
     Job {
+        name: "a trace of every call, in every context",
+        must: Must::Trace,
+        line: "scenario=trace strategies=slots nmis=12 calls=80000",
+        quick_line: "scenario=trace strategies=slots nmis=12 calls=20000",
+        single_step: false,
+        limit: Duration::from_mins(5),
+    },
+    Job {
+        name: "control: rings that are too small for a trace",
+        must: Must::TraceLoss,
+        line: "scenario=trace strategies=slots nmis=4 calls=5000 ring=1000",
+        quick_line: "scenario=trace strategies=slots nmis=4 calls=5000 ring=1000",
+        single_step: false,
+        limit: Duration::from_mins(5),
+    },
+    Job {
         name: "control: one slot only",
         must: Must::Overflow,
         line: "strategies=slots,percpu single=200 batches=4 slots=1",
@@ -137,14 +154,19 @@ pub(crate) fn test(asked: KernelTest) -> Result<ExitCode> {
             let line = if asked.quick { job.quick_line } else { job.line };
             let started = Instant::now();
             eprintln!("\n{}: {}", arch.name(), job.name);
-            let mut report = run(&kernel, job, line, accelerator, &single_step)?;
+            let attempt = || -> Result<(Report, Judged)> {
+                let report = run(&kernel, job, line, accelerator, &single_step)?;
+                let judged = examine(&kernel, arch, job, &report);
+                Ok((report, judged))
+            };
+            let (mut report, mut judged) = attempt()?;
             for _ in 1..ATTEMPTS {
-                if report.missed(job.must) {
+                if judged.missed {
                     eprintln!("what is to be seen did not happen to come about; once more");
-                    report = run(&kernel, job, line, accelerator, &single_step)?;
+                    (report, judged) = attempt()?;
                 }
             }
-            let verdict = report.judge(job.must);
+            let verdict = judged.verdict;
             let seconds = started.elapsed().as_secs_f64();
             if asked.json {
                 println!(
@@ -178,6 +200,30 @@ pub(crate) fn test(asked: KernelTest) -> Result<ExitCode> {
     }
     eprintln!("\nfailed:\n  {}", failed.join("\n  "));
     Ok(ExitCode::FAILURE)
+}
+
+/// What became of one run.
+struct Judged {
+    verdict: Result<()>,
+    /// Nothing is wrong, but not all that is to be seen came about.
+    missed: bool,
+}
+
+fn examine(kernel: &Path, arch: Arch, job: &Job, report: &Report) -> Judged {
+    let judged = Judged { verdict: report.judge(job.must), missed: report.missed(job.must) };
+    if judged.verdict.is_err() || !matches!(job.must, Must::Trace | Must::TraceLoss) {
+        return judged;
+    }
+    let kind = if job.must == Must::Trace { "kernel" } else { "lossy" };
+    let file = kernel.with_file_name(format!("{kind}-{}.data", arch.name()));
+    match trace::judge(kernel, &report.trace, &records_file(kernel), &file, job.must) {
+        Err(error) => Judged { verdict: Err(error), missed: false },
+        Ok(found) => {
+            eprintln!("{}", found.line);
+            let missed = found.missing.is_some();
+            Judged { verdict: found.missing.map_or(Ok(()), |missing| Err(anyhow::anyhow!(missing))), missed }
+        }
+    }
 }
 
 /// Installs what is missing: QEMU, as root, and the sources of the standard library.
@@ -260,6 +306,11 @@ fn build(arch: Arch) -> Result<PathBuf> {
     Ok(targets.join(folder).join("release/testbed"))
 }
 
+/// Where the kernel's second serial port leads to.
+fn records_file(kernel: &Path) -> PathBuf {
+    kernel.with_file_name("records.bin")
+}
+
 /// Boots the kernel and collects what it prints until it ends or its time is up.
 fn run(kernel: &Path, job: &Job, line: &str, accelerator: Accelerator, single_step: &[&str]) -> Result<Report> {
     let accelerator: &[&str] = match accelerator {
@@ -270,7 +321,9 @@ fn run(kernel: &Path, job: &Job, line: &str, accelerator: Accelerator, single_st
     let store_again = if accelerator.contains(&"kvm") { " store-again=0" } else { "" };
     let mut qemu = Command::new(QEMU)
         .args(accelerator)
-        .args(["-smp", "3", "-m", "128", "-display", "none", "-monitor", "none", "-serial", "stdio", "-no-reboot"])
+        .args(["-smp", "3", "-m", "128", "-display", "none", "-monitor", "none", "-serial", "stdio", "-serial"])
+        .arg(format!("file:{}", records_file(kernel).display()))
+        .arg("-no-reboot")
         .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4", "-append"])
         .arg(format!("{line}{store_again}"))
         .arg("-kernel")
@@ -288,11 +341,17 @@ fn run(kernel: &Path, job: &Job, line: &str, accelerator: Accelerator, single_st
             }
         }
     });
-    let deadline = Instant::now() + job.limit;
-    let mut lines = Vec::new();
+    let started = Instant::now();
+    let deadline = started + job.limit;
+    let (mut lines, mut clock_ns) = (Vec::new(), Vec::new());
     let timed_out = loop {
         match receive.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok(line) => lines.push(line),
+            Ok(line) => {
+                if line.contains("\"clock\"") {
+                    clock_ns.push(u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX));
+                }
+                lines.push(line);
+            }
             Err(mpsc::RecvTimeoutError::Disconnected) => break false,
             Err(mpsc::RecvTimeoutError::Timeout) => break true,
         }
@@ -304,5 +363,9 @@ fn run(kernel: &Path, job: &Job, line: &str, accelerator: Accelerator, single_st
     // Its output is closed with it.
     let _ = reader.join();
     lines.extend(receive.try_iter());
-    Ok(Report::new(&lines, if timed_out { End::TimedOut } else { End::Exit(status.code()) }))
+    let mut report = Report::new(&lines, if timed_out { End::TimedOut } else { End::Exit(status.code()) });
+    // The kernel tells its time-stamp counter; what time that was is known here.
+    let clocks = report.trace.iter_mut().filter(|event| event["event"] == "clock");
+    clocks.zip(clock_ns).for_each(|(clock, ns)| clock["host_ns"] = json!(ns));
+    Ok(report)
 }

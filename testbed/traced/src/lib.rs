@@ -54,6 +54,21 @@ pub fn function(index: usize) -> Function {
     ROWS[index / 16][index % 16]
 }
 
+/// Calls itself so many levels deep, and then the function that `argument` leads to: a call graph. Not a loop: the compiler must not see that it is one.
+#[inline(never)]
+pub fn nest(levels: usize, argument: usize) -> usize {
+    match levels {
+        0 => function(argument % COUNT)(argument),
+        _ => core::hint::black_box(nest as fn(usize, usize) -> usize)(levels - 1, argument).wrapping_add(levels),
+    }
+}
+
+/// What [`nest`] returns.
+#[inline(always)]
+pub const fn expected_of_nest(levels: usize, argument: usize) -> usize {
+    expected(argument % COUNT, argument).wrapping_add(levels * (levels + 1) / 2)
+}
+
 /// How often each body of one replaceable function ran, in one call.
 #[derive(Debug, Default)]
 pub struct Bodies {

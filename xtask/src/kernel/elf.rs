@@ -1,8 +1,8 @@
 //! The testbed's file: its functions with their code, and which of them have a site.
 //!
-//! Owns [`Functions`]. What judges the code ([`vectors`](super::vectors)) reads it.
+//! Owns [`Functions`]. What judges the code ([`vectors`](super::vectors)) and what makes a trace file ([`trace`](super::trace)) read it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
@@ -24,6 +24,10 @@ pub(super) struct Functions {
     pub(super) bitness: u32,
     /// By address. Functions with the same code share one, and have one name here.
     pub(super) by_address: BTreeMap<u64, Function>,
+    /// Addresses at which the compiler left room for a call; none in a file that is not the testbed's.
+    pub(super) sites: BTreeSet<u64>,
+    /// Where the testbed's text begins; 0 in another file.
+    pub(super) text_start: u64,
 }
 
 impl Functions {
@@ -40,6 +44,11 @@ impl Functions {
             by_address.insert(symbol.address(), Function { name, code: code.to_vec() });
         }
         ensure!(!by_address.is_empty(), "{} has no functions in its symbol table", path.display());
-        Ok(Self { bitness: if file.is_64() { 64 } else { 32 }, by_address })
+        let bitness = if file.is_64() { 64 } else { 32 };
+        let list = file.section_by_name(".sites").and_then(|section| section.data().ok()).unwrap_or_default();
+        let word = |bytes: &[u8]| bytes.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
+        let sites = list.chunks_exact(bitness as usize / 8).map(word).collect();
+        let text_start = file.symbol_by_name("text_start").map_or(0, |symbol| symbol.address());
+        Ok(Self { bitness, by_address, sites, text_start })
     }
 }

@@ -27,6 +27,10 @@ pub(crate) enum Must {
     Replace,
     /// New bodies run after a revert that was left out, in each context.
     OutliveRevert,
+    /// Calls and contexts are traced, and all of it is in the trace.
+    Trace,
+    /// The trace lacks records, and says how many.
+    TraceLoss,
     /// The kernel faults, resets or hangs: what was left out is needed.
     Break,
 }
@@ -50,6 +54,8 @@ pub(crate) struct Report {
     pub(crate) rows: Vec<Value>,
     /// The same of functions that are replaced.
     pub(crate) patches: Vec<Value>,
+    /// What was said of a trace: events `clock`, `thread`, `traced`, `sent`.
+    pub(crate) trace: Vec<Value>,
     /// Traced functions.
     pub(crate) sites: u64,
     /// Whether the last line said that all is done.
@@ -63,13 +69,21 @@ pub(crate) struct Report {
 impl Report {
     /// Sorts the lines.
     pub(crate) fn new(lines: &[String], end: End) -> Self {
-        let mut report =
-            Self { rows: Vec::new(), patches: Vec::new(), sites: 0, done: false, complaints: Vec::new(), end };
+        let mut report = Self {
+            rows: Vec::new(),
+            patches: Vec::new(),
+            trace: Vec::new(),
+            sites: 0,
+            done: false,
+            complaints: Vec::new(),
+            end,
+        };
         for line in lines.iter().map(|line| line.trim()).filter(|line| !line.is_empty()) {
             let parsed: Option<Value> = serde_json::from_str(line).ok();
             match parsed.as_ref().and_then(|value| value["event"].as_str()) {
                 Some("row") => report.rows.extend(parsed),
                 Some("patch") => report.patches.extend(parsed),
+                Some("clock" | "thread" | "traced" | "sent") => report.trace.extend(parsed),
                 Some("sites") => report.sites = parsed.map_or(0, |value| number(&value, "count")),
                 Some("done") => report.done = true,
                 _ => report.complaints.push(line.to_owned()),
@@ -125,6 +139,11 @@ impl Report {
         if matches!(must, Must::Replace | Must::OutliveRevert) {
             return Patched::of(&self.patches).hold(must);
         }
+        if matches!(must, Must::Trace | Must::TraceLoss) {
+            // What the trace itself must hold is found in it.
+            ensure!(self.trace.iter().any(|event| event["event"] == "sent"), "no trace was sent");
+            return Ok(());
+        }
         let sums = self.sums();
         ensure!(!sums.is_empty(), "nothing was run");
         for (line, sum) in &sums {
@@ -152,7 +171,7 @@ impl Report {
             }
             Must::Overflow => ensure!(overflows > 0, "no slot was missing"),
             Must::Replace | Must::OutliveRevert => Patched::of(&self.patches).reach(must)?,
-            Must::Hold | Must::Break => {}
+            Must::Hold | Must::Break | Must::Trace | Must::TraceLoss => {}
         }
         Ok(())
     }
@@ -182,8 +201,11 @@ impl Report {
 
     /// The table: one line for each strategy and context.
     pub(crate) fn table(&self) -> String {
-        if self.rows.is_empty() {
+        if !self.patches.is_empty() {
             return Patched::of(&self.patches).table();
+        }
+        if self.rows.is_empty() {
+            return String::new();
         }
         let mut table = format!(
             "  {:<8} {:<8} {:>10} {:>10} {:>9} {:>9} {:>5} {:>9} {:>8} {:>8} {:>12} {:>12}\n",
