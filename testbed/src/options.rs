@@ -7,7 +7,7 @@ use core::ffi::{CStr, c_char};
 /// What is to be run.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// Which scenario: `pokes` ([`crate::scenario`]), `livepatch` ([`crate::livepatch`]) or `trace` ([`crate::graph`]).
+    /// Which scenario: `pokes` ([`crate::scenario`]), `batch` (what a batch costs), `livepatch` ([`crate::livepatch`]) or `trace` ([`crate::graph`]).
     pub scenario: &'static str,
     /// Strategies, by name, separated by commas.
     pub strategies: &'static str,

@@ -139,6 +139,11 @@ pub fn run_all(options: &Options) {
         engine.host_mut().without_int3 = options.without_int3;
         engine.host_mut().store_again = options.store_again;
         SETTINGS.int3_trampoline.store(engine.int3_trampoline().value() as usize, Ordering::Relaxed);
+        if options.scenario == "batch" {
+            run_batches(&mut engine, options);
+            engine.release().expect("the original bytes come back");
+            return;
+        }
         if options.scenario == "trace" {
             graph::run(&mut engine, options);
             engine.release().expect("the original bytes come back");
@@ -272,6 +277,25 @@ fn run_one(engine: &mut KernelEngine, run: Run) {
     engine.unregister(second).expect("no second ops");
     engine.unregister(first).expect("no first ops");
     assert!(engine.reclaim().len() == 2, "every thread is parked, so nothing is in use");
+}
+
+/// Attaches an ops to every site and detaches it, again and again, while the other CPUs have nothing to do: what a batch costs. The reader of the lines has a
+/// clock.
+fn run_batches(engine: &mut KernelEngine, options: &Options) {
+    let callback = workload::second_callback as *const () as usize;
+    let all = register(engine, "all", Filter::all(), callback, OpsFlags::default());
+    let stats = engine.stats();
+    say!("{{\"event\":\"clock\",\"tsc\":{}}}", cpu::cycles());
+    for _ in 0..options.batches {
+        engine.enable(all).expect("a batch");
+        engine.disable(all).expect("a batch");
+    }
+    say!("{{\"event\":\"clock\",\"tsc\":{}}}", cpu::cycles());
+    let now = engine.stats();
+    let (batches, pokes) = (now.batches - stats.batches, now.pokes - stats.pokes);
+    say!("{{\"event\":\"batch\",\"batches\":{batches},\"pokes\":{pokes},\"syncs\":{}}}", now.syncs - stats.syncs);
+    engine.unregister(all).expect("no ops");
+    assert!(engine.reclaim().len() == 1, "every thread is parked, so nothing is in use");
 }
 
 /// Kinds of context by the names that tables have for them.

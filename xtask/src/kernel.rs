@@ -59,6 +59,14 @@ const JOBS: &[Job] = &[
         limit: Duration::from_mins(15),
     },
     Job {
+        name: "a batch of all sites",
+        must: Must::Batch,
+        line: "scenario=batch strategies=slots batches=100",
+        quick_line: "scenario=batch strategies=slots batches=20",
+        single_step: false,
+        limit: Duration::from_mins(2),
+    },
+    Job {
         name: "functions replaced under tracers",
         must: Must::Replace,
         line: "scenario=livepatch strategies=slots,percpu,gap,r11,skip single=400 batches=16 nmis=2",
@@ -173,7 +181,7 @@ pub(crate) fn test(asked: KernelTest) -> Result<ExitCode> {
                     "{}",
                     json!({
                         "version": 1, "arch": arch.name(), "job": job.name, "line": line, "seconds": seconds,
-                        "passed": verdict.is_ok(), "broke": report.breakage(), "rows": report.rows, "patches": report.patches,
+                        "passed": verdict.is_ok(), "broke": report.breakage(), "rows": report.rows, "patches": report.patches, "sites_a_second": report.rate(),
                     })
                 );
             } else {
@@ -321,7 +329,19 @@ fn run(kernel: &Path, job: &Job, line: &str, accelerator: Accelerator, single_st
     let store_again = if accelerator.contains(&"kvm") { " store-again=0" } else { "" };
     let mut qemu = Command::new(QEMU)
         .args(accelerator)
-        .args(["-smp", "3", "-m", "128", "-display", "none", "-monitor", "none", "-serial", "stdio", "-serial"])
+        .args([
+            "-smp",
+            if job.must == Must::Batch { "2" } else { "3" },
+            "-m",
+            "128",
+            "-display",
+            "none",
+            "-monitor",
+            "none",
+            "-serial",
+            "stdio",
+            "-serial",
+        ])
         .arg(format!("file:{}", records_file(kernel).display()))
         .arg("-no-reboot")
         .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4", "-append"])

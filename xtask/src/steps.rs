@@ -72,7 +72,7 @@ impl Step {
 pub(crate) const LINT: &[&[Step]] = &[SOURCE];
 
 /// Everything that must hold before a change lands.
-pub(crate) const TEST: &[&[Step]] = &[SOURCE, BEHAVIOUR, MODELS, STRESS, STRESS_I686, RECORDING];
+pub(crate) const TEST: &[&[Step]] = &[SOURCE, BEHAVIOUR, MODELS, STRESS, STRESS_I686, RECORDING, KERNEL];
 
 const SOURCE: &[Step] = &[
     Step::new(
@@ -198,6 +198,14 @@ const RECORDING: &[Step] = &[Step::command(
     "fidelity",
     "cargo xtask fidelity",
     "each traced function of real programs has exactly the calls in the trace that an interpreter counts, and a function that is left out is found",
+)
+.release()];
+
+const KERNEL: &[Step] = &[Step::command(
+    "kernel",
+    "cargo xtask kernel-test --quick",
+    "in a kernel of either width no call is lost in any context, a replaced function stays replaced, and a trace holds every call; and what \
+     is left out in the controls is noticed",
 )
 .release()];
 

@@ -31,6 +31,8 @@ pub(crate) enum Must {
     Trace,
     /// The trace lacks records, and says how many.
     TraceLoss,
+    /// A batch over all sites takes three barriers; how long it takes is told, and not judged.
+    Batch,
     /// The kernel faults, resets or hangs: what was left out is needed.
     Break,
 }
@@ -54,7 +56,7 @@ pub(crate) struct Report {
     pub(crate) rows: Vec<Value>,
     /// The same of functions that are replaced.
     pub(crate) patches: Vec<Value>,
-    /// What was said of a trace: events `clock`, `thread`, `traced`, `sent`.
+    /// What was said of a trace, or of a batch: events `clock`, `thread`, `traced`, `sent`, `batch`.
     pub(crate) trace: Vec<Value>,
     /// Traced functions.
     pub(crate) sites: u64,
@@ -83,7 +85,7 @@ impl Report {
             match parsed.as_ref().and_then(|value| value["event"].as_str()) {
                 Some("row") => report.rows.extend(parsed),
                 Some("patch") => report.patches.extend(parsed),
-                Some("clock" | "thread" | "traced" | "sent") => report.trace.extend(parsed),
+                Some("clock" | "thread" | "traced" | "sent" | "batch") => report.trace.extend(parsed),
                 Some("sites") => report.sites = parsed.map_or(0, |value| number(&value, "count")),
                 Some("done") => report.done = true,
                 _ => report.complaints.push(line.to_owned()),
@@ -139,6 +141,12 @@ impl Report {
         if matches!(must, Must::Replace | Must::OutliveRevert) {
             return Patched::of(&self.patches).hold(must);
         }
+        if must == Must::Batch {
+            let batch = self.batch().context("no batch was timed")?;
+            let [batches, syncs] = ["batches", "syncs"].map(|name| number(batch, name));
+            ensure!(batches > 0 && syncs == 3 * batches, "{batches} batches took {syncs} barriers");
+            return Ok(());
+        }
         if matches!(must, Must::Trace | Must::TraceLoss) {
             // What the trace itself must hold is found in it.
             ensure!(self.trace.iter().any(|event| event["event"] == "sent"), "no trace was sent");
@@ -171,9 +179,22 @@ impl Report {
             }
             Must::Overflow => ensure!(overflows > 0, "no slot was missing"),
             Must::Replace | Must::OutliveRevert => Patched::of(&self.patches).reach(must)?,
-            Must::Hold | Must::Break | Must::Trace | Must::TraceLoss => {}
+            Must::Hold | Must::Break | Must::Trace | Must::TraceLoss | Must::Batch => {}
         }
         Ok(())
+    }
+
+    fn batch(&self) -> Option<&Value> {
+        self.trace.iter().find(|event| event["event"] == "batch")
+    }
+
+    /// Sites a second in batches of all of them, by the clock of the machine that the kernel was emulated on.
+    pub(crate) fn rate(&self) -> Option<u64> {
+        let pokes = number(self.batch()?, "pokes");
+        let mut clocks =
+            self.trace.iter().filter(|event| event["event"] == "clock").map(|clock| number(clock, "host_ns"));
+        let (begin, end) = (clocks.next()?, clocks.next()?);
+        pokes.checked_mul(1_000_000_000)?.checked_div(end.checked_sub(begin)?)
     }
 
     fn sums(&self) -> BTreeMap<Line, Sum> {
@@ -205,7 +226,7 @@ impl Report {
             return Patched::of(&self.patches).table();
         }
         if self.rows.is_empty() {
-            return String::new();
+            return self.rate().map(|rate| format!("  {rate} sites a second\n")).unwrap_or_default();
         }
         let mut table = format!(
             "  {:<8} {:<8} {:>10} {:>10} {:>9} {:>9} {:>5} {:>9} {:>8} {:>8} {:>12} {:>12}\n",
@@ -331,6 +352,23 @@ mod tests {
         assert_eq!(hung.breakage(), Some("hangs".to_owned()));
         let whole = report(&[row("slots", "nmi", 0, 0, 1)]);
         assert!(whole.judge(Must::Break).is_err());
+    }
+
+    #[test]
+    fn a_batch_takes_three_barriers_whatever_it_costs() {
+        let timed = |syncs: u64| {
+            let mut report = report(&[
+                r#"{"event":"clock","tsc":1,"host_ns":5}"#.to_owned(),
+                r#"{"event":"clock","tsc":9,"host_ns":1000000005}"#.to_owned(),
+                format!(r#"{{"event":"batch","batches":2,"pokes":2082,"syncs":{syncs}}}"#),
+            ]);
+            report.sites = 1041;
+            report
+        };
+        assert!(timed(6).judge(Must::Batch).is_ok());
+        assert_eq!(timed(6).rate(), Some(2082));
+        assert!(timed(7).judge(Must::Batch).is_err());
+        assert!(report(&[]).judge(Must::Batch).is_err(), "nothing was timed");
     }
 
     #[test]
