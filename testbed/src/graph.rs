@@ -2,7 +2,7 @@
 //!
 //! Owns the rings of records, one a CPU, [`Graph`] with a thread's open frames, and the scenario `trace` ([`run`]). A traced call is sent through
 //! [`return_entry`] on its way back: the callback puts that address where the call returns to, and keeps the caller's in the thread's [`Graph`]. Records are those of
-//! the process recorder (docs/trace-format.md, kinds enter, exit and point), each with its thread, so that a thread that migrates leaves them in several
+//! the process recorder ([`trapline_abi::record`]), each with its thread, so that a thread that migrates leaves them in several
 //! rings; `cargo xtask kernel-test` sorts them by their sequence numbers and makes a trace file.
 //!
 //! Nothing here locks or waits. Two additions, each one instruction, order everything: a thread's *position* (sequence number and depth in one word) and a
@@ -16,6 +16,7 @@ use core::{
     sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering, compiler_fence},
 };
 
+use trapline_abi::record::{self, Event};
 use trapline_engine::{CallFrame, Filter, OpsFlags};
 
 use crate::{
@@ -36,15 +37,8 @@ const ENOUGH: usize = RECORDS / 4 * 3;
 /// Frames of a thread that can be open at once. Beyond, a call is recorded without its return.
 const FRAMES: usize = 64;
 
-/// Kinds of records, as `crates/abi/src/record.rs` has them.
-const ENTER: u64 = 1;
-const EXIT: u64 = 2;
-const POINT: u64 = 4;
-const KIND_SHIFT: u32 = 61;
-const PAYLOAD_SHIFT: u32 = 40;
-
 /// What stands for a context as a function: this, and the kind of the context. Functions are told by their distance from the start of the text.
-const CONTEXT_SITES: usize = (1 << 21) - 16;
+const CONTEXT_SITES: u32 = record::MAX_SITES - 16;
 
 /// One event: the record's lower and upper half; thread, kind of context, and frames that were open before; sequence number.
 #[repr(C, align(16))]
@@ -91,15 +85,15 @@ impl Graph {
     }
 
     /// Opens a frame and returns its index; `None` if there are too many, and then the call is a point.
-    fn open(&self, site: usize) -> Option<usize> {
+    fn open(&self, site: u32) -> Option<usize> {
         // Whoever interrupts is back at this depth when it returns, so there is still room behind this.
         if self.depth() >= FRAMES {
             self.unhooked.fetch_add(1, Ordering::Relaxed);
-            self.write(POINT, site, self.position.fetch_add(NEXT, Ordering::Relaxed));
+            self.write(Event::Point { site }, self.position.fetch_add(NEXT, Ordering::Relaxed));
             return None;
         }
         let before = self.position.fetch_add(NEXT + 1, Ordering::Relaxed);
-        self.write(ENTER, site, before);
+        self.write(Event::Enter { site }, before);
         Some((before & DEPTH_MASK) as usize)
     }
 
@@ -110,19 +104,18 @@ impl Graph {
         // The slot is given back only now: an interruption behind this uses it.
         compiler_fence(Ordering::SeqCst);
         let before = self.position.fetch_add(NEXT - 1, Ordering::Relaxed);
-        self.write(EXIT, depth, before);
+        self.write(Event::Exit { depth: depth as u32 }, before);
         return_to
     }
 
-    fn write(&self, kind: u64, payload: usize, before: u32) {
+    fn write(&self, event: Event, before: u32) {
         let thread = cpu::current();
         let (cpu, place) = cpu::take_record();
         if place >= RING.load(Ordering::Relaxed) {
             self.lost.fetch_add(1, Ordering::Relaxed);
             return;
         }
-        let tsc = cpu::cycles() & ((1 << PAYLOAD_SHIFT) - 1);
-        let event = kind << KIND_SHIFT | (payload as u64) << PAYLOAD_SHIFT | tsc;
+        let event = record::encode(event, cpu::cycles());
         let context = thread.kind.load(Ordering::Relaxed) as u32;
         let Record([low, high, place, sequence]) = &RINGS[cpu % cpu::MAX][place % RECORDS];
         place.store((thread.index() as u32) << 16 | context << 8 | (before & DEPTH_MASK), Ordering::Relaxed);
@@ -134,7 +127,7 @@ impl Graph {
 
 /// Opens a frame for a context, if one is to be seen; for [`leave_context`].
 pub fn enter_context(kind: usize) -> bool {
-    TRACING.load(Ordering::Relaxed) && cpu::current().graph.open(CONTEXT_SITES + kind).is_some()
+    TRACING.load(Ordering::Relaxed) && cpu::current().graph.open(CONTEXT_SITES + kind as u32).is_some()
 }
 
 /// Closes the frame of a context.
@@ -149,7 +142,7 @@ extern "C" fn enter_callback(frame: *mut CallFrame, _data: usize) {
     // SAFETY: the trampoline hands over its own frame.
     let frame = unsafe { &mut *frame };
     let graph = &cpu::current().graph;
-    if let Some(index) = graph.open(frame.site().value() as usize - paging::text().start) {
+    if let Some(index) = graph.open((frame.site().value() as usize - paging::text().start) as u32) {
         graph.returns[index % FRAMES].store(frame.parent, Ordering::Relaxed);
         compiler_fence(Ordering::SeqCst);
         frame.parent = return_entry as *const () as usize;

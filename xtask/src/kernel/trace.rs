@@ -22,7 +22,7 @@ use crate::workspace_root;
 const RECORD_BYTES: usize = 16;
 
 /// Sites from this one on are contexts, by their kinds.
-const CONTEXT_SITES: u32 = (1 << 21) - 16;
+const CONTEXT_SITES: u32 = record::MAX_SITES - 16;
 
 /// Contexts as functions, by their kinds; the first one leaves no frame.
 const CONTEXT_NAMES: [&str; 4] = ["", "[softirq]", "[irq]", "[nmi]"];
