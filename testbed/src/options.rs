@@ -25,6 +25,8 @@ pub struct Options {
     pub only_storms: bool,
     /// Slots that may be used.
     pub slot_limit: usize,
+    /// How many calls are to be pending at once before a run ends.
+    pub until_depth: usize,
     /// Ticks between the timer's interrupts.
     pub ticks: usize,
     /// Returns by IRET from a breakpoint in NMI context.
@@ -51,6 +53,7 @@ const DEFAULT: Options = Options {
     nmis: 2,
     only_storms: false,
     slot_limit: crate::thread::SLOTS,
+    until_depth: 0,
     ticks: 200_000,
     iret_in_nmi: false,
     preempt_pending: false,
@@ -82,6 +85,7 @@ pub fn read() -> Options {
             "nmis" => options.nmis = number(),
             "only-storms" => options.only_storms = number() != 0,
             "slots" => options.slot_limit = number(),
+            "until-depth" => options.until_depth = number(),
             "ticks" => options.ticks = number(),
             "iret" => options.iret_in_nmi = number() != 0,
             "store-again" => options.store_again = number() != 0,

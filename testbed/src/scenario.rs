@@ -5,7 +5,7 @@
 //! kind of context. Invariant: what is printed is exact. Nothing is sampled.
 
 use alloc::{format, vec::Vec};
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicUsize, Ordering};
 
 use trapline_engine::{
     Addr, Callback, Engine, Filter, Mode, OpsFlags, OpsId, OpsSpec, SiteSpec,
@@ -60,7 +60,12 @@ struct Run {
     /// Batches.
     pokes: usize,
     nmis: usize,
+    /// Pokes on, up to [`PATIENCE`] times as often, until so many calls were pending at once in some run.
+    until_depth: usize,
 }
+
+/// How much longer a run goes on for what interrupts have to bring about.
+const PATIENCE: usize = 20;
 
 /// Rewrites every entry into the one instruction that the engine expects, and checks that there is one for each function. Before the other CPUs
 /// start: on i386 the compiler leaves several short nops, between which nobody may stand.
@@ -169,7 +174,8 @@ pub fn run_all(options: &Options) {
                     continue;
                 }
                 for call_to_call in [false, true] {
-                    run_one(&mut engine, Run { strategy, call_to_call, sites, pokes, nmis });
+                    let until_depth = options.until_depth;
+                    run_one(&mut engine, Run { strategy, call_to_call, sites, pokes, nmis, until_depth });
                 }
             }
         }
@@ -196,7 +202,7 @@ pub fn register(engine: &mut KernelEngine, name: &str, filter: Filter, entry: us
 }
 
 /// Calls that a guard left out. The callbacks call nothing that is traced, so there are none.
-pub static RECURSIONS: core::sync::atomic::AtomicUsize = core::sync::atomic::AtomicUsize::new(0);
+pub static RECURSIONS: AtomicUsize = AtomicUsize::new(0);
 
 fn run_one(engine: &mut KernelEngine, run: Run) {
     engine.host_mut().nmis = 0;
@@ -225,7 +231,10 @@ fn run_one(engine: &mut KernelEngine, run: Run) {
     let (stats, syncs) = (engine.stats(), engine.host().syncs);
     let begin = cpu::cycles();
     let subject = if run.call_to_call { second } else { first };
-    for number in 0..run.pokes {
+    for number in 0..run.pokes * PATIENCE {
+        if number >= run.pokes && deepest() >= run.until_depth {
+            break;
+        }
         let attach = number % 2 == 0;
         if !run.call_to_call {
             workload::enter_phase(CHANGING);
@@ -310,6 +319,13 @@ pub fn sum_of(kinds: &core::ops::Range<usize>, count: fn(&Tally) -> usize) -> us
 /// Calls of the run so far.
 pub fn calls() -> usize {
     sum_of(&(NORMAL..KINDS), |tally| tally.calls.value())
+}
+
+/// The greatest number of calls that were pending at once, in this run or an earlier one.
+fn deepest() -> usize {
+    static DEEPEST: AtomicUsize = AtomicUsize::new(0);
+    let now = started().flat_map(|thread| &thread.tallies).map(|tally| tally.depth.value()).max();
+    DEEPEST.fetch_max(now.unwrap_or_default(), Ordering::Relaxed).max(now.unwrap_or_default())
 }
 
 /// Emulated calls that are pending, in the slots of any thread or CPU.

@@ -53,8 +53,8 @@ const JOBS: &[Job] = &[
     Job {
         name: "interrupted at every instruction",
         must: Must::ReachDepth,
-        line: "strategies=slots,percpu,gap,r11 single=300 batches=2 only-storms=1 nmis=10 ticks=100000",
-        quick_line: "strategies=slots single=100 batches=1 only-storms=1 nmis=12 ticks=100000",
+        line: "strategies=slots,percpu,gap,r11 single=300 batches=2 only-storms=1 nmis=10 ticks=100000 until-depth=4",
+        quick_line: "strategies=slots single=50 batches=1 only-storms=1 nmis=12 ticks=100000 until-depth=4",
         single_step: true,
         limit: Duration::from_mins(15),
     },
