@@ -159,13 +159,6 @@ const NEEDS: &[Need] = &[
         remedy: Remedy::DebianPackage("redis-tools"),
     },
     Need {
-        name: "QEMU",
-        used_for: "to boot the testbed kernel",
-        only_i686: false,
-        probe: Probe::Succeeds("qemu-system-x86_64 --version"),
-        remedy: Remedy::DebianPackage("qemu-system-x86"),
-    },
-    Need {
         name: "setpriv",
         used_for: "to try out what other users may do",
         only_i686: false,

@@ -72,7 +72,7 @@ impl Step {
 pub(crate) const LINT: &[&[Step]] = &[SOURCE];
 
 /// Everything that must hold before a change lands.
-pub(crate) const TEST: &[&[Step]] = &[SOURCE, BEHAVIOUR, MODELS, STRESS, STRESS_I686, RECORDING, KERNEL];
+pub(crate) const TEST: &[&[Step]] = &[SOURCE, BEHAVIOUR, MODELS, STRESS, STRESS_I686, RECORDING];
 
 const SOURCE: &[Step] = &[
     Step::new(
@@ -201,14 +201,6 @@ const RECORDING: &[Step] = &[Step::command(
 )
 .release()];
 
-const KERNEL: &[Step] = &[Step::command(
-    "kernel",
-    "cargo xtask kernel-test --quick",
-    "in a kernel of either width no call is lost in any context, a replaced function stays replaced, and a trace holds every call; and what \
-     is left out in the controls is noticed",
-)
-.release()];
-
 /// A table split by what the user asked to leave out.
 #[derive(Debug, Default)]
 pub(crate) struct Selected {
@@ -267,10 +259,9 @@ mod tests {
         assert!(selected.run.iter().all(|step| !command(step).contains("i686")));
     }
 
-    /// `fidelity` and `kernel-test` build what they need themselves.
+    /// `fidelity` builds what it needs itself.
     fn needs_release_build(step: &Step) -> bool {
-        let builds_itself = ["cargo xtask fidelity", "cargo xtask kernel-test --quick"];
-        command(step).contains("--release") || builds_itself.contains(&command(step))
+        command(step).contains("--release") || command(step) == "cargo xtask fidelity"
     }
 
     #[test]
