@@ -7,6 +7,7 @@ use std::{
     fs::{self, File},
     io,
     os::fd::AsFd,
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use trapline_engine::{Addr, AddrRange};
@@ -29,9 +30,21 @@ pub(super) struct MapsFile {
 impl MapsFile {
     /// The files of the calling process. Allocates.
     pub(super) fn open_own() -> io::Result<Self> {
-        let first_stack_end = fs::read_to_string("/proc/self/stat").ok().and_then(|stat| start_of_stack(&stat));
-        Ok(Self { file: File::open("/proc/self/maps")?, first_stack_end })
+        Ok(Self { file: File::open("/proc/self/maps")?, first_stack_end: first_stack_end() })
     }
+}
+
+/// Where the stack of the calling process's first thread ends. Read once: it never changes, and the kernel looks at every thread to make the file.
+fn first_stack_end() -> Option<Addr> {
+    /// 0 until it is known. Relaxed: whoever finds it unknown reads the same. No lock, which a forked child could find taken.
+    static KNOWN: AtomicU64 = AtomicU64::new(0);
+    let known = KNOWN.load(Ordering::Relaxed);
+    if known != 0 {
+        return Some(Addr::new(known));
+    }
+    let end = start_of_stack(&fs::read_to_string("/proc/self/stat").ok()?)?;
+    KNOWN.store(end.value(), Ordering::Relaxed);
+    Some(end)
 }
 
 /// The field `startstack` of a `stat` file, the 28th (`proc_pid_stat(5)`): where the kernel put the arguments. 0 if we may not know.
