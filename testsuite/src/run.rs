@@ -186,6 +186,18 @@ pub fn signal(name: &str, whom: &str) {
     let _ = process::Command::new("/bin/kill").args(["-s", name, "--", whom]).stderr(Stdio::null()).status();
 }
 
+/// Waits for a program to make a file: it says in that way how far it has come.
+///
+/// # Panics
+/// The file does not come.
+pub fn wait_for(path: &Path) {
+    let deadline = Instant::now() + PATIENCE;
+    while !path.exists() {
+        assert!(Instant::now() < deadline, "{} does not come", path.display());
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
 /// How a process ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum End {

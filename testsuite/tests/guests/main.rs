@@ -6,25 +6,15 @@ use std::{
     fs,
     os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
-    thread,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use trapline_testsuite::{
     program::{Library, Optimised, Program},
-    run::{Command, End, PATIENCE, Running},
+    run::{Command, End, PATIENCE, Running, wait_for},
     scratch::Scratch,
     trapline,
 };
-
-/// Waits for a file.
-fn wait_for(path: &Path) {
-    let deadline = Instant::now() + PATIENCE;
-    while !path.exists() {
-        assert!(Instant::now() < deadline, "{} does not come", path.display());
-        thread::sleep(Duration::from_millis(2));
-    }
-}
 
 /// All processes below this one.
 fn descendants(pid: u32) -> Vec<u32> {

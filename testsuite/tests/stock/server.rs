@@ -1,13 +1,9 @@
 //! A server under load.
 
-use std::{
-    ffi::OsString,
-    fs, thread,
-    time::{Duration, Instant},
-};
+use std::{ffi::OsString, fs};
 
 use trapline_testsuite::{
-    run::{Command, End, Outcome, PATIENCE},
+    run::{Command, End, Outcome, wait_for},
     scratch::Scratch,
     stock,
     transparency::VARIANTS,
@@ -28,11 +24,7 @@ fn load(folder: &Scratch, before: &[OsString]) -> (String, Outcome) {
     let socket = folder.join("socket");
     let words = ["./redis-server", "--port", "0", "--unixsocket", "socket", "--save", "", "--appendonly", "no"];
     let server = Command::new(words, folder.path()).behind(before).start();
-    let deadline = Instant::now() + PATIENCE;
-    while !socket.exists() {
-        assert!(Instant::now() < deadline, "the server does not listen");
-        thread::sleep(Duration::from_millis(5));
-    }
+    wait_for(&socket);
     let client = |words: &[&str]| Command::new(words, folder.path()).run();
     let tests = ["-t", "ping,set,get,incr,lpush,rpush,sadd,hset,lrange_100"];
     let benchmark = [&["/usr/bin/redis-benchmark", "-s", "socket", "-c", "20", "-n", REQUESTS, "--csv"], &tests[..]];
