@@ -25,6 +25,9 @@ const DATA_PAGE: usize = 3;
 const STACK_PAGE: usize = 5;
 const STATE_PAGE: usize = 6;
 
+/// How far away the other place for the stub is sought.
+const FAR_BYTES: u64 = 5 << 30;
+
 /// In the harness page.
 const EXIT_OFFSET: usize = PAGE_BYTES / 2;
 
@@ -142,9 +145,13 @@ impl Machine {
             Place::High => 0,
         };
         let pages = Pages::map(hint, PAGES);
-        let far_hint = (pages.start.addr() as u64).wrapping_add(0x1_4000_0000);
+        let start = pages.start.addr() as u64;
+        // Above the pages that the kernel places come libraries and the stack: the hint is free below them only.
+        let far_hint = if place == Place::High { start.wrapping_sub(FAR_BYTES) } else { start + FAR_BYTES };
         let far = Pages::map(usize::try_from(far_hint).unwrap_or(0), 1);
         let machine = Self { pages, far };
+        let out_of_reach = machine.far_stub().distance_from(machine.function()).unsigned_abs() > 1 << 31;
+        assert!(Mode::NATIVE == Mode::Bits32 || out_of_reach, "{place:?}: {}", machine.far_stub());
         machine.write_harness();
         machine.fill_stack();
         machine
