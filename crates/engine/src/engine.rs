@@ -17,7 +17,7 @@ use crate::{
     insn::{self, CALL_BYTES, Effect},
     ops::{Ops, OpsId, OpsSpec, OpsTable, SetId, SetTable, Trampoline},
     poke::{Outcome, Poke, PokeSet, Protocol, Step},
-    site::{SiteSpec, SiteTable},
+    site::{Site, SiteSpec, SiteTable, State},
     trampoline::{ENTRY_OFFSET_BYTES, OpsCall, int3_trampoline, ops_trampoline},
     trap::TrapState,
 };
@@ -126,7 +126,7 @@ impl<H: Host> Engine<H> {
 
     /// How many ops are attached to the site at `address`; `None` if it is no site.
     pub fn attached(&self, address: Addr) -> Option<usize> {
-        self.sites.find(address).map(|site| self.sets.set(site.set).ops.len())
+        self.sites.state(address).map(|state| self.sets.set(state.set).ops.len())
     }
 
     /// Registers an ops, disabled.
@@ -163,7 +163,7 @@ impl<H: Host> Engine<H> {
         if ops.enabled == enabled {
             return Ok(());
         }
-        debug_assert!(self.sites.sites().iter().all(|site| site.settled), "settle the sites first");
+        debug_assert!(self.sites.states().iter().all(|state| state.settled), "settle the sites first");
         let sites = ops.sites.clone();
         self.retarget(id, sites.iter().map(|site| (*site, enabled)))?;
         if let Some(ops) = self.ops.find_mut(id) {
@@ -185,7 +185,8 @@ impl<H: Host> Engine<H> {
         }
         if ops.enabled {
             let leave = ops.sites.iter().filter(|site| wanted.binary_search(site).is_err()).map(|site| (*site, false));
-            let changes: Vec<_> = leave.chain(wanted.iter().map(|site| (*site, true))).collect();
+            let mut changes: Vec<_> = leave.chain(wanted.iter().map(|site| (*site, true))).collect();
+            changes.sort_unstable();
             self.retarget(id, changes.into_iter())?;
         }
         if let Some(ops) = self.ops.find_mut(id) {
@@ -263,9 +264,9 @@ impl<H: Host> Engine<H> {
 
     fn set_settled(&mut self, settled: bool) -> Result<(), EngineError<H::Error>> {
         let mut pokes = Vec::new();
-        for site in self.sites.sites() {
+        for (site, state) in self.sites.iter_mut() {
             let SiteSpec { address, original, rest, .. } = site.spec;
-            if site.settled == settled || original == rest {
+            if state.settled == settled || original == rest {
                 continue;
             }
             let (old, new) = if settled { (original, rest) } else { (rest, original) };
@@ -277,13 +278,13 @@ impl<H: Host> Engine<H> {
             pokes.push(Poke::with_effect(address, old, new, effect)?);
         }
         self.commit(pokes, Protocol::with_grace())?;
-        for site in self.sites.sites_mut() {
-            site.settled = settled || site.spec.original == site.spec.rest;
+        for (site, state) in self.sites.iter_mut() {
+            state.settled = settled || site.rests_as_built();
         }
         Ok(())
     }
 
-    /// Brings sites to the set that they are in, with or without `id`, by one batch.
+    /// Brings sites, in order of their addresses, to the set that they are in, with or without `id`, by one batch.
     fn retarget(
         &mut self,
         id: OpsId,
@@ -295,8 +296,7 @@ impl<H: Host> Engine<H> {
         // Neighbours are mostly in the same set: one look-up serves them all.
         let mut last = None;
         for (index, attached) in changes {
-            let site = &self.sites.sites()[index as usize];
-            let (address, now, from, region) = (site.address(), site.now, site.set, site.region);
+            let State { address, now, set: from, region, .. } = self.sites.states()[index as usize];
             let key = (from, region, attached);
             let (to, entry) = match last {
                 Some((last_key, found)) if last_key == key => found,
@@ -309,23 +309,26 @@ impl<H: Host> Engine<H> {
             if to == from {
                 continue;
             }
-            let site = &self.sites.sites()[index as usize];
-            let (new, effect) = match entry {
-                None => (site.rest, site.rest_effect),
-                Some(target) => {
-                    let return_to = address.after(CALL_BYTES);
-                    let call = insn::encode::call(address, target, mode)?;
-                    (call, Effect::Call { target, return_to })
+            // What stands at a settled site and what comes there are one instruction each, as long as a call. Each poke is made in its place: a copy
+            // of it would be most of the work.
+            match entry {
+                None => {
+                    let &Site { rest, rest_effect, .. } = &self.sites.sites()[index as usize];
+                    pokes.push(Poke { site: address, old: now, new: rest, effect: rest_effect });
                 }
-            };
-            pokes.push(Poke::with_effect(address, now, new, effect)?);
-            moves.push((index, to, new));
+                Some(target) => {
+                    let new = insn::encode::call(address, target, mode)?;
+                    let return_to = address.after(CALL_BYTES);
+                    pokes.push(Poke { site: address, old: now, new, effect: Effect::Call { target, return_to } });
+                }
+            }
+            moves.push((index, to));
         }
-        self.commit(pokes, Protocol::new())?;
-        for (index, to, new) in moves {
-            let site = &mut self.sites.sites_mut()[index as usize];
-            site.set = to;
-            site.now = new;
+        let Some(batch) = self.commit(pokes, Protocol::new())? else { return Ok(()) };
+        for ((index, to), poke) in moves.into_iter().zip(batch.pokes()) {
+            let state = &mut self.sites.states_mut()[index as usize];
+            state.set = to;
+            state.now = poke.new;
         }
         Ok(())
     }
@@ -362,23 +365,24 @@ impl<H: Host> Engine<H> {
         of(false).chain(of(true)).map(OpsSpec::call).collect()
     }
 
-    fn commit(&mut self, pokes: Vec<Poke>, protocol: Protocol) -> Result<(), EngineError<H::Error>> {
+    /// Takes a batch through the protocol, and returns it in order of the addresses; `None` if there was nothing to do.
+    fn commit(&mut self, pokes: Vec<Poke>, protocol: Protocol) -> Result<Option<Arc<PokeSet>>, EngineError<H::Error>> {
         if self.stuck {
             return Err(EngineError::Stuck);
         }
         if pokes.is_empty() {
-            return Ok(());
+            return Ok(None);
         }
-        let count = pokes.len() as u64;
+        let batch = Arc::new(PokeSet::new(pokes)?);
         let mut syncs = 0;
-        let (outcome, failure) = drive(&mut self.host, self.trap, PokeSet::new(pokes)?, protocol, &mut syncs);
+        let (outcome, failure) = drive(&mut self.host, self.trap, &batch, protocol, &mut syncs);
         self.stats.syncs += syncs;
         self.stuck = outcome == Outcome::Stuck;
         match (outcome, failure) {
             (Outcome::Committed, _) => {
                 self.stats.batches += 1;
-                self.stats.pokes += count;
-                Ok(())
+                self.stats.pokes += batch.pokes().len() as u64;
+                Ok(Some(batch))
             }
             (Outcome::Aborted, Some(DriveError::Text(error))) => Err(error.into()),
             (Outcome::Aborted, Some(DriveError::Busy)) => Err(EngineError::Busy),
@@ -462,11 +466,10 @@ fn await_unused<H: Host>(host: &mut H, ranges: &[AddrRange]) -> Result<(), Drive
 pub fn drive<H: Host>(
     host: &mut H,
     trap: &TrapState,
-    batch: PokeSet,
+    batch: &Arc<PokeSet>,
     mut protocol: Protocol,
     syncs: &mut u64,
 ) -> (Outcome, Option<DriveError<H::Error>>) {
-    let batch = Arc::new(batch);
     let mut failure = None;
     loop {
         let result = match protocol.next_step() {

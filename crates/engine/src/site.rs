@@ -1,7 +1,8 @@
 //! Sites: the instructions that may be poked, and what stands there now.
 //!
-//! Owns [`SiteTable`]. Discovery fills it, the [`engine`](crate::Engine) keeps it in step with the text. Invariant: sorted by address, no two
-//! sites overlap, and [`Site::now`] is what the last committed batch wrote.
+//! Owns [`SiteTable`]. Discovery fills it, the [`engine`](crate::Engine) keeps it in step with the text. What a site *is* ([`Site`]) lies apart
+//! from what *stands* there (`State`), so that a batch of thousands reads little memory. Invariant: sorted by address, no two sites overlap,
+//! and what stands at a site is what the last committed batch wrote.
 
 use alloc::{boxed::Box, vec::Vec};
 use core::fmt;
@@ -34,11 +35,6 @@ pub struct Site {
     /// The first instruction of `spec.rest`: what stands there while no ops is attached.
     pub(crate) rest: InsnBytes,
     pub(crate) rest_effect: Effect,
-    /// Whether the site holds `spec.rest` or a call, not the original bytes.
-    pub(crate) settled: bool,
-    pub(crate) now: InsnBytes,
-    pub(crate) set: SetId,
-    pub(crate) region: u16,
 }
 
 impl Site {
@@ -52,10 +48,24 @@ impl Site {
         &self.spec.name
     }
 
-    /// The instruction that stands there now, once the site is settled.
-    pub fn now(&self) -> InsnBytes {
-        self.now
+    /// Whether `spec.rest` is what the program was built with.
+    pub(crate) fn rests_as_built(&self) -> bool {
+        self.spec.original == self.spec.rest
     }
+}
+
+/// What stands at a site.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct State {
+    pub(crate) address: Addr,
+    /// The instruction that stands there now, once the site is settled.
+    pub(crate) now: InsnBytes,
+    /// The ops attached to it.
+    pub(crate) set: SetId,
+    /// Which trampolines it can reach; see [`SiteTable::region`].
+    pub(crate) region: u16,
+    /// Whether the site holds `spec.rest` or a call, not the original bytes.
+    pub(crate) settled: bool,
 }
 
 /// Why sites cannot be taken into the table.
@@ -106,6 +116,8 @@ const REGION_BYTES: i64 = 512 << 20;
 #[derive(Debug, Default)]
 pub struct SiteTable {
     sites: Vec<Site>,
+    /// Of the site with the same index.
+    states: Vec<State>,
     regions: Vec<AddrRange>,
 }
 
@@ -116,7 +128,11 @@ impl SiteTable {
     /// [`BadSite`].
     pub fn new(mode: Mode, mut specs: Vec<SiteSpec>) -> Result<Self, BadSite> {
         specs.sort_by_key(|spec| spec.address);
-        let mut table = Self { sites: Vec::with_capacity(specs.len()), regions: Vec::new() };
+        let mut table = Self {
+            sites: Vec::with_capacity(specs.len()),
+            states: Vec::with_capacity(specs.len()),
+            regions: Vec::new(),
+        };
         for spec in specs {
             table.push(mode, spec)?;
         }
@@ -136,13 +152,15 @@ impl SiteTable {
         }
         let rest = InsnBytes::new(&spec.rest[..CALL_BYTES]);
         let rest_effect = Effect::decode(mode, at, &rest).map_err(BadSite::NotEmulated)?;
-        let settled = spec.original == spec.rest;
         match self.regions.last_mut() {
             Some(region) if at.distance_from(region.start) < REGION_BYTES => region.end = at.after(CALL_BYTES),
             _ => self.regions.push(AddrRange::new(at, CALL_BYTES as u64)),
         }
         let region = u16::try_from(self.regions.len() - 1).map_err(|_| BadSite::TooManyRegions)?;
-        self.sites.push(Site { rest, rest_effect, settled, now: rest, set: SetId::EMPTY, region, spec });
+        let site = Site { spec, rest, rest_effect };
+        let settled = site.rests_as_built();
+        self.states.push(State { address: at, now: rest, set: SetId::EMPTY, region, settled });
+        self.sites.push(site);
         Ok(())
     }
 
@@ -151,14 +169,37 @@ impl SiteTable {
         &self.sites
     }
 
-    pub(crate) fn sites_mut(&mut self) -> &mut [Site] {
-        &mut self.sites
+    /// What stands at them, in the same order.
+    pub(crate) fn states(&self) -> &[State] {
+        &self.states
+    }
+
+    pub(crate) fn states_mut(&mut self) -> &mut [State] {
+        &mut self.states
+    }
+
+    /// The sites with what stands there.
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (&Site, &mut State)> {
+        self.sites.iter().zip(&mut self.states)
     }
 
     /// The site at exactly this address.
     pub fn find(&self, address: Addr) -> Option<&Site> {
-        let index = self.sites.binary_search_by_key(&address, Site::address).ok()?;
-        Some(&self.sites[index])
+        self.index(address).map(|index| &self.sites[index])
+    }
+
+    /// What stands at exactly this address.
+    pub(crate) fn state(&self, address: Addr) -> Option<&State> {
+        self.index(address).map(|index| &self.states[index])
+    }
+
+    /// The instruction that stands at exactly this address, once its site is settled.
+    pub fn now(&self, address: Addr) -> Option<InsnBytes> {
+        self.state(address).map(|state| state.now)
+    }
+
+    fn index(&self, address: Addr) -> Option<usize> {
+        self.states.binary_search_by_key(&address, |state| state.address).ok()
     }
 
     /// The site whose address is nearest, for errors.

@@ -7,7 +7,7 @@
 use core::{error::Error, fmt};
 
 use super::{InsnBytes, MAX_INSN_BYTES};
-use crate::{Addr, AddrRange, Mode};
+use crate::{Addr, Mode};
 
 /// The breakpoint instruction that holds a site while the bytes behind it change.
 pub const INT3: u8 = 0xcc;
@@ -82,17 +82,16 @@ pub fn jmp(at: Addr, target: Addr, mode: Mode) -> Result<InsnBytes, OutOfReach> 
     rel32(OPCODE_JMP, at, target, mode)
 }
 
+#[inline]
 fn rel32(opcode: u8, at: Addr, target: Addr, mode: Mode) -> Result<InsnBytes, OutOfReach> {
-    let mut bytes = [opcode; CALL_BYTES];
-    let next = AddrRange::new(at, CALL_BYTES as u64).end;
-    let displacement = displacement32(next, target, mode).ok_or(OutOfReach { from: at, to: target })?;
-    bytes[1..].copy_from_slice(&displacement.to_le_bytes());
-    Ok(InsnBytes::new(&bytes))
+    let displacement = displacement32(at.after(CALL_BYTES), target, mode).ok_or(OutOfReach { from: at, to: target })?;
+    Ok(InsnBytes::opcode_and_i32(opcode, displacement))
 }
 
 /// The `rel32` or RIP-relative `disp32` that leads from `next`, the end of the instruction, to `target`.
 ///
 /// 32-bit code adds it modulo 2^32, so that every address is within reach there; in 64-bit mode it is sign-extended.
+#[inline]
 pub(super) fn displacement32(next: Addr, target: Addr, mode: Mode) -> Option<i32> {
     let distance = target.distance_from(next);
     match mode {

@@ -77,18 +77,17 @@ impl Host for ProcessHost {
         memory.read_exact_at(bytes, at.value()).map_err(|source| HostError::ReadText { at, source })
     }
 
-    fn verify_text(&mut self, expected: impl Iterator<Item = TextWrite>) -> Result<(), VerifyError<HostError>> {
+    fn verify_text(&mut self, mut expected: impl Iterator<Item = TextWrite>) -> Result<(), VerifyError<HostError>> {
         sigtrap::ensure_installed()?;
         let mut page = TextPages::open()?;
-        for TextWrite { at, bytes } in expected {
-            let found = page.read(at, bytes.len())?;
-            // A loop over a handful of bytes, where a comparison of slices is a call.
-            if !found.iter().eq(bytes.iter()) {
-                let found = InsnBytes::new(found);
-                return Err(VerifyError::Mismatch(Mismatch { at, expected: bytes, found }));
+        expected.try_for_each(|TextWrite { at, bytes }| {
+            let text = page.read(at, bytes.len())?;
+            if bytes.begin(text) {
+                return Ok(());
             }
-        }
-        Ok(())
+            let found = InsnBytes::new(&text[..bytes.len()]);
+            Err(VerifyError::Mismatch(Mismatch { at, expected: bytes, found }))
+        })
     }
 
     fn write_text(&mut self, writes: impl Iterator<Item = TextWrite>) -> Result<(), HostError> {
@@ -146,19 +145,26 @@ impl TextPages {
         Ok(Self { memory, page: Addr::default(), bytes: Vec::new() })
     }
 
+    /// The text from `at` on: `len` bytes of it, and what else was read.
+    #[inline]
     fn read(&mut self, at: Addr, len: usize) -> Result<&[u8], HostError> {
         let page = Addr::new(at.value() / PAGE_BYTES as u64 * PAGE_BYTES as u64);
         if page != self.page || self.bytes.is_empty() {
-            self.bytes.resize(WINDOW_BYTES, 0);
-            let filled = self.memory.read_at(&mut self.bytes, page.value());
-            let filled = filled.map_err(|source| HostError::ReadText { at, source })?;
-            self.bytes.truncate(filled);
-            self.page = page;
+            self.fill(page)?;
         }
         let start = usize::try_from(at.distance_from(page)).unwrap_or(0);
-        self.bytes.get(start..start + len).ok_or_else(|| {
+        self.bytes.get(start..).filter(|text| text.len() >= len).ok_or_else(|| {
             let source = io::Error::from(io::ErrorKind::UnexpectedEof);
             HostError::ReadText { at, source }
         })
+    }
+
+    fn fill(&mut self, page: Addr) -> Result<(), HostError> {
+        self.bytes.resize(WINDOW_BYTES, 0);
+        let filled = self.memory.read_at(&mut self.bytes, page.value());
+        let filled = filled.map_err(|source| HostError::ReadText { at: page, source })?;
+        self.bytes.truncate(filled);
+        self.page = page;
+        Ok(())
     }
 }

@@ -51,15 +51,19 @@ impl TextWriter {
     }
 
     /// Stores `writes`, which come sorted by address.
-    pub(super) fn write(self, writes: impl Iterator<Item = TextWrite>) -> Result<(), HostError> {
+    pub(super) fn write(self, mut writes: impl Iterator<Item = TextWrite>) -> Result<(), HostError> {
         let mut run = Run::default();
-        for write in writes {
+        writes.try_for_each(|write| -> Result<(), HostError> {
+            if run.store(&write) {
+                return Ok(());
+            }
             if !run.reaches(write.at) {
                 self.flush(&mut run)?;
                 run.start = write.at;
             }
-            run.add(&write);
-        }
+            run.extend_to(&write);
+            Ok(())
+        })?;
         self.flush(&mut run)
     }
 
@@ -101,22 +105,27 @@ impl Run {
         self.len != 0 && self.len < RUN_BYTES && page(at).wrapping_sub(page(self.end().offset(-1))) <= 1
     }
 
-    fn add(&mut self, write: &TextWrite) {
-        let offset = usize::try_from(write.at.distance_from(self.start)).unwrap_or(0);
-        self.len = offset + write.bytes.len();
-        if self.bytes.len() < self.len {
-            let copied = self.start.after(self.bytes.len());
-            let page_end = self.end().offset(-1).value() | (PAGE_BYTES as u64 - 1);
-            let missing = Addr::new(page_end).offset(1).distance_from(copied);
-            append_text(&mut self.bytes, copied, usize::try_from(missing).unwrap_or(0));
+    /// Takes in a store to text that is copied already; false if it is not.
+    #[inline]
+    fn store(&mut self, write: &TextWrite) -> bool {
+        let Ok(offset) = usize::try_from(write.at.distance_from(self.start)) else { return false };
+        let end = offset + write.bytes.len();
+        if end > self.bytes.len() {
+            return false;
         }
-        let room = &mut self.bytes[offset..self.len];
-        // Nearly all stores are an int3, a head, or the tail of a call: lengths known here make each a single instruction.
-        match *write.bytes {
-            [byte] => room[0] = byte,
-            [a, b, c, d] => room[..4].copy_from_slice(&[a, b, c, d]),
-            ref bytes => room.copy_from_slice(bytes),
-        }
+        write.bytes.store(&mut self.bytes[offset..end]);
+        self.len = end;
+        true
+    }
+
+    /// Copies text up to the end of the page on which a store ends, and takes it in.
+    #[cold]
+    fn extend_to(&mut self, write: &TextWrite) {
+        let copied = self.start.after(self.bytes.len());
+        let page_end = write.at.after(write.bytes.len()).offset(-1).value() | (PAGE_BYTES as u64 - 1);
+        let missing = Addr::new(page_end).offset(1).distance_from(copied);
+        append_text(&mut self.bytes, copied, usize::try_from(missing).unwrap_or(0));
+        self.store(write);
     }
 }
 
