@@ -18,6 +18,9 @@ const ENDIAN: LittleEndian = LittleEndian;
 /// More pieces of code than that have no sane file, and they would have to be searched.
 const MAX_CODE_SEGMENTS: usize = 8;
 
+/// The function that code compiled with `-pg -mfentry` calls first of all.
+pub(crate) const ENTRY_HOOK: &[u8] = b"__fentry__";
+
 /// The tables of one file.
 #[derive(Debug)]
 pub(crate) struct Elf<'a> {
@@ -85,6 +88,26 @@ pub(crate) struct Dynamic {
     pub(crate) relocated: Vec<u64>,
     /// Addresses inside the file that it stores somewhere, with the place.
     pub(crate) stored: Vec<(u64, u64)>,
+    /// Where it stores the address of [`ENTRY_HOOK`].
+    pub(crate) hook_places: Vec<u64>,
+}
+
+/// The names of the symbols that relocations refer to: `DT_SYMTAB` and `DT_STRTAB`, from their beginnings.
+#[derive(Clone, Copy)]
+struct DynamicNames<'a> {
+    symbols: &'a [u8],
+    strings: &'a [u8],
+}
+
+impl<'a> DynamicNames<'a> {
+    /// The symbol of this number.
+    fn of(self, mode: Mode, index: u64) -> Option<&'a [u8]> {
+        // Elf32_Sym and Elf64_Sym, which both begin with the name.
+        let symbol_bytes = if mode == Mode::Bits32 { 16 } else { 24 };
+        let at = usize::try_from(index).ok()?.checked_mul(symbol_bytes)?;
+        let name = u32::from_le_bytes(*self.symbols.get(at..)?.first_chunk()?);
+        self.strings.get(usize::try_from(name).ok()?..)?.split(|byte| *byte == 0).next()
+    }
 }
 
 /// The symbol of some code.
@@ -229,15 +252,24 @@ impl<'a> Elf<'a> {
             arrays: [(tag(32), tag(33)), (tag(25), tag(27)), (tag(26), tag(28))],
             ..Dynamic::default()
         };
+        // DT_SYMTAB, DT_STRTAB.
+        let [symbols, strings] = [6, 5].map(|table| self.at(tag(table)).unwrap_or_default());
+        let names = DynamicNames { symbols, strings };
         // DT_RELA, DT_RELASZ; DT_REL, DT_RELSZ; DT_JMPREL, DT_PLTRELSZ, DT_PLTREL; DT_RELR, DT_RELRSZ.
-        self.read_relocations(tag(7), tag(8), true, &mut dynamic);
-        self.read_relocations(tag(17), tag(18), false, &mut dynamic);
-        self.read_relocations(tag(23), tag(2), tag(20) == 7, &mut dynamic);
+        self.read_relocations((tag(7), tag(8)), true, names, &mut dynamic);
+        self.read_relocations((tag(17), tag(18)), false, names, &mut dynamic);
+        self.read_relocations((tag(23), tag(2)), tag(20) == 7, names, &mut dynamic);
         self.read_relative(tag(36), tag(35), &mut dynamic);
         dynamic
     }
 
-    fn read_relocations(&self, address: u64, len_bytes: u64, has_addend: bool, dynamic: &mut Dynamic) {
+    fn read_relocations(
+        &self,
+        (address, len_bytes): (u64, u64),
+        has_addend: bool,
+        names: DynamicNames<'_>,
+        dynamic: &mut Dynamic,
+    ) {
         let word = usize::try_from(self.mode.word_bytes()).unwrap_or(8);
         let entry_bytes = if has_addend { 3 * word } else { 2 * word };
         let Some(bytes) = self.at(address).filter(|_| address != 0) else { return };
@@ -246,10 +278,14 @@ impl<'a> Elf<'a> {
             let word_at = |index: usize| read_word(self.mode, &entry[index * word..]).unwrap_or(0);
             let (at, info) = (word_at(0), word_at(1));
             dynamic.relocated.push(at);
-            let kind = match self.mode {
-                Mode::Bits32 => info & 0xff,
-                Mode::Bits64 => info & 0xffff_ffff,
+            let (kind, symbol) = match self.mode {
+                Mode::Bits32 => (info & 0xff, info >> 8),
+                Mode::Bits64 => (info & 0xffff_ffff, info >> 32),
             };
+            // R_X86_64_GLOB_DAT, R_X86_64_JUMP_SLOT; R_386_GLOB_DAT, R_386_JMP_SLOT.
+            if matches!(kind, 6 | 7) && names.of(self.mode, symbol) == Some(ENTRY_HOOK) {
+                dynamic.hook_places.push(at);
+            }
             // R_X86_64_RELATIVE, R_X86_64_IRELATIVE; R_386_RELATIVE, R_386_IRELATIVE.
             if matches!((self.mode, kind), (Mode::Bits64, 8 | 37) | (Mode::Bits32, 8 | 42)) {
                 let target = if has_addend { Some(word_at(2)) } else { self.word(at) };

@@ -64,7 +64,7 @@ pub enum Verdict {
 pub struct Plan {
     /// What is put at its entry.
     pub rung: Rung,
-    /// Where the instructions that are moved begin: at the function's address, or behind its `endbr`.
+    /// Where the instructions that are moved begin: at the function's address, or behind its `endbr` and its call of `__fentry__`.
     pub window_at: u64,
     /// How many bytes of whole instructions are moved.
     pub window_bytes: u8,

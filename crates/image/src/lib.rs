@@ -54,6 +54,7 @@ mod entry;
 mod flags;
 mod frames;
 mod function;
+mod hook;
 mod marks;
 mod names;
 mod padding;

@@ -1,6 +1,7 @@
 //! The ladder: how each function can be armed, or why it cannot.
 //!
-//! Owns [`judge`]. A function's first whole instructions of 5 bytes and more, behind an `endbr`, are its *window*; the ladder tries, in this order,
+//! Owns [`judge`]. A function's first whole instructions of 5 bytes and more, behind an `endbr`, are its *window*. If they begin with a call of
+//! [`__fentry__`](crate::hook), the window is behind that, unless it cannot be there. The ladder tries, in this order,
 //! 1. a jump over the window, if nothing leads between the window's instructions and all of them can be moved;
 //! 2. the same with the padding behind a function that is shorter than a jump;
 //! 3. a short jump over the first 2 bytes and more, to padding near by that holds the jump;
@@ -25,6 +26,7 @@ use crate::{
     elf::Elf,
     flags,
     frames::Cfa,
+    hook::Hook,
     marks::{Marks, Text},
     padding::{Padding, leading_bytes},
     scan::{Scanned, branch_target, decoder},
@@ -54,9 +56,21 @@ enum Draft {
     NeedsPadding(Plan, Box<Draft>),
 }
 
+impl Draft {
+    /// Something else where this one comes to nothing.
+    fn or(self, other: Self) -> Self {
+        match self {
+            Self::Settled(Verdict::Untraced(_)) => other,
+            Self::NeedsPadding(plan, otherwise) => Self::NeedsPadding(plan, Box::new(otherwise.or(other))),
+            settled @ Self::Settled(_) => settled,
+        }
+    }
+}
+
 /// Tells functions from what is none, and judges them.
 pub(crate) fn judge(evidence: &Evidence<'_, '_>, candidates: Vec<Candidate<'_>>) -> (Vec<Function>, Vec<LeftOut>) {
     let readers = evidence.readers(&candidates);
+    let hook = Hook::find(evidence.elf, evidence.text, &candidates);
     let mut padding = Padding::find(evidence.text, evidence.elf.mode, evidence.scanned);
     let judged: Vec<Result<(Function, Draft), LeftOut>> = candidates
         .into_par_iter()
@@ -67,7 +81,7 @@ pub(crate) fn judge(evidence: &Evidence<'_, '_>, candidates: Vec<Candidate<'_>>)
                 let range = AddrRange::new(Addr::new(candidate.address), candidate.size);
                 Err(LeftOut { name, range, why })
             }
-            None => Ok(evidence.function(candidate, &readers, &padding)),
+            None => Ok(evidence.function(candidate, &readers, &hook, &padding)),
         })
         .collect();
     let (mut drafts, mut left_out) = (Vec::with_capacity(judged.len()), Vec::new());
@@ -109,7 +123,13 @@ fn settle(mut function: Function, mut draft: Draft, padding: &mut Padding) -> Fu
 
 impl Evidence<'_, '_> {
     /// Makes a function of a candidate, and a draft of its verdict.
-    fn function(&self, candidate: Candidate<'_>, readers: &[u64], padding: &Padding) -> (Function, Draft) {
+    fn function(
+        &self,
+        candidate: Candidate<'_>,
+        readers: &[u64],
+        hook: &Hook<'_, '_>,
+        padding: &Padding,
+    ) -> (Function, Draft) {
         let address = candidate.address;
         let draft = match self.special(&candidate) {
             Some(Special::Untraced(reason)) => Draft::Settled(Verdict::Untraced(reason)),
@@ -122,7 +142,7 @@ impl Evidence<'_, '_> {
                     }
                     _ => None,
                 };
-                self.climb(address, entry_only, padding)
+                self.climb(address, entry_only, hook, padding)
             }
         };
         let size = candidate.size;
@@ -160,21 +180,37 @@ impl Evidence<'_, '_> {
     }
 
     /// Tries the rungs for the function at `address`.
-    fn climb(&self, address: u64, entry_only: Option<Reason>, padding: &Padding) -> Draft {
+    fn climb(&self, address: u64, entry_only: Option<Reason>, hook: &Hook<'_, '_>, padding: &Padding) -> Draft {
         let Some(unit) = self.scanned.unit_at(address) else {
             return Draft::Settled(Verdict::Untraced(Reason::NoCode));
         };
         let unit = &self.scanned.units[unit].range;
         let code = self.text.range(unit.clone());
-        let endbr_bytes = if begins_with_endbr(self.elf.mode, code) { 4 } else { 0 };
-        let window = Window {
-            at: address + endbr_bytes as u64,
-            code: &code[endbr_bytes..],
+        let window = |skipped: usize| Window {
+            at: address + skipped as u64,
+            code: &code[skipped..],
             unit: unit.clone(),
             room: padding.len_at(unit.end),
         };
+        let first = endbr_bytes(self.elf.mode, code);
+        let at_first = || self.climb_at(address, &window(first), entry_only);
+        let behind = first + hook.call_bytes(address + first as u64, &code[first..]);
+        let begin = address + behind as u64;
+        // Whoever gets there otherwise than from the call has not called the function: a loop's next turn.
+        if behind == first || self.scanned.first_target(self.text, begin..begin + 1).is_some() {
+            return at_first();
+        }
+        self.climb_at(address, &window(behind), entry_only).or(at_first())
+    }
+
+    /// Tries the rungs for this window of the function at `address`.
+    fn climb_at(&self, address: u64, window: &Window<'_>, entry_only: Option<Reason>) -> Draft {
         if window.code.is_empty() {
-            return Draft::Settled(Verdict::Untraced(if code.is_empty() { Reason::NoCode } else { Reason::TooShort }));
+            return Draft::Settled(Verdict::Untraced(if window.unit.is_empty() {
+                Reason::NoCode
+            } else {
+                Reason::TooShort
+            }));
         }
         let plan = |rung, relocated: &Relocated, redirected| Plan {
             rung,
@@ -186,16 +222,16 @@ impl Evidence<'_, '_> {
             stub_bytes: stub_bytes(relocated),
             redirected,
         };
-        let whole = self.whole(&window);
+        let whole = self.whole(window);
         let reason = match whole {
             Ok((rung, relocated)) => return Draft::Settled(Verdict::Traced(plan(rung, &relocated, Vec::new()))),
             Err(reason) => reason,
         };
-        let last = match self.redirect(&window) {
+        let last = match self.redirect(window) {
             Some((relocated, branches)) => Verdict::Traced(plan(Rung::Window, &relocated, branches)),
             None => Verdict::Untraced(reason),
         };
-        match self.short(&window) {
+        match self.short(window) {
             Some(relocated) => {
                 // The padding is filled in when it is given out.
                 let plan = plan(Rung::ShortJump { pad: 0 }, &relocated, Vec::new());
@@ -386,10 +422,12 @@ pub(crate) fn pc_thunk_at(mode: Mode, code: &[u8]) -> Option<Gpr> {
     if mode == Mode::Bits64 { None } else { pc_thunk(mode, code) }
 }
 
-fn begins_with_endbr(mode: Mode, code: &[u8]) -> bool {
+/// Bytes of the `endbr` that `code` begins with.
+pub(crate) fn endbr_bytes(mode: Mode, code: &[u8]) -> usize {
     let last = match mode {
         Mode::Bits32 => 0xfb,
         Mode::Bits64 => 0xfa,
     };
-    code.starts_with(&[0xf3, 0x0f, 0x1e, last])
+    let endbr = [0xf3, 0x0f, 0x1e, last];
+    if code.starts_with(&endbr) { endbr.len() } else { 0 }
 }

@@ -140,6 +140,12 @@ fn armed_functions_return_what_they_returned_and_every_call_is_counted() {
         ("only_tail_called", 4),
         ("has_cold_part", 5),
         ("has_bare_cold_part", 5),
+        ("profiled", 4),
+        ("profiled_by_word", 4),
+        ("profiled_and_short", 4),
+        ("profiled_and_crowded", 4),
+        ("profiled_loop", 4),
+        ("call_first", 4),
     ] {
         assert_eq!(hits.get(name), Some(&count), "{name}");
     }
@@ -253,6 +259,25 @@ fn each_shape_gets_its_rung() {
     assert!(matches!(shapes.verdict("short_loop_to_offset_one"), Verdict::Untraced(Reason::JumpIntoWindow { .. })));
     let endbr = named(&shapes.image, "with_endbr").1;
     assert_eq!(endbr.plan().map(|plan| plan.window_at), Some(endbr.address + 4));
+}
+
+#[test]
+fn a_function_that_calls_the_profiler_first_is_armed_behind_that() {
+    let shapes = Shapes::build();
+    for (name, skipped) in [
+        ("profiled", 5),
+        ("profiled_by_word", 4 + 6),
+        ("profiled_and_short", 6),
+        // There is no room behind the call, or not everyone who gets there has just been called: the call itself is moved.
+        ("profiled_and_crowded", 0),
+        ("profiled_loop", 0),
+        // Another call is the function's own.
+        ("call_first", 0),
+    ] {
+        let function = named(&shapes.image, name).1;
+        let window_at = function.plan().map(|plan| plan.window_at - function.address);
+        assert_eq!(window_at, Some(skipped), "{name}");
+    }
 }
 
 #[test]

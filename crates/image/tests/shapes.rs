@@ -8,13 +8,13 @@ use std::{
 };
 
 use common::{Directory, fixture, named, run, text};
-use trapline_image::{Image, NoFunction, Reason, Verdict};
+use trapline_image::{Function, Image, NoFunction, Reason, Verdict};
 
 /// Compiles `source` with `tool`.
 fn compile(directory: &Directory, tool: &str, source: &str, flags: &[&str]) -> PathBuf {
     let (from, to) = (directory.path("source.cc"), directory.path("fixture"));
     fs::write(&from, source).expect("the directory is writable");
-    let language = if tool == "gcc" { "c" } else { "c++" };
+    let language = if tool == "g++" { "c++" } else { "c" };
     run(tool, &[&["-x", language, text(&from), "-o", text(&to)], flags].concat());
     to
 }
@@ -95,6 +95,36 @@ fn text_that_the_dynamic_linker_changes_is_left_alone() {
     let image = open(&compile(&directory, "gcc", source, &["-O1", "-shared", "-fPIC", "-Wl,-z,notext"]));
     assert_eq!(named(&image, "moved").1.verdict, Verdict::Untraced(Reason::TextRelocation));
     assert!(named(&image, "far_from_it").1.plan().is_some());
+}
+
+#[test]
+fn calls_of_a_profiler_are_known_however_they_are_compiled() {
+    let directory = Directory::new();
+    let source = "int add(int a, int b) { return a * 1000003 + b; }\nint main(void) { return add(1, 2); }";
+    let ways: [(&str, &[&str], u64); 8] = [
+        ("gcc", &["-pie", "-fPIE"], 6),
+        ("gcc", &["-pie", "-fPIE", "-fcf-protection=full"], 4 + 6),
+        ("gcc", &["-shared", "-fPIC"], 6),
+        ("gcc", &["-no-pie", "-fno-pie"], 5),
+        ("gcc", &["-no-pie", "-fno-pie", "-fcf-protection=full", "-Wl,-z,ibtplt,-z,now"], 4 + 5),
+        // The function is in the file, and the linker makes the call a direct one.
+        ("gcc", &["-static-pie", "-fPIE"], 6),
+        ("clang", &["-pie", "-fPIE"], 5),
+        ("clang", &["-shared", "-fPIC"], 5),
+    ];
+    let skipped = |image: &Image, address: u64| {
+        let function = image.functions().iter().find(|function| function.address == address);
+        function.and_then(Function::plan).map(|plan| plan.window_at - address)
+    };
+    for (compiler, flags, expected) in ways {
+        let path = compile(&directory, compiler, source, &[&["-O2", "-pg", "-mfentry"], flags].concat());
+        let add = named(&open(&path), "add").1.address;
+        assert_eq!(skipped(&open(&path), add), Some(expected), "{compiler} {flags:?}");
+        run("strip", &[text(&path)]);
+        // Nobody knows what is called then, if the file has the function.
+        let expected = if flags[0] == "-static-pie" { 0 } else { expected };
+        assert_eq!(skipped(&open(&path), add), Some(expected), "{compiler} {flags:?}, stripped");
+    }
 }
 
 #[test]
