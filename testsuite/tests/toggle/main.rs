@@ -91,8 +91,17 @@ fn toggled(command: &Command, folder: &Path, options: &[&str]) -> Outcome {
 
 #[test]
 fn no_call_is_missed_while_sites_are_on() {
+    misses_nothing(Program::of(&["toggled.c"]));
+}
+
+#[test]
+fn no_call_is_missed_behind_a_profilers_call() {
+    misses_nothing(Program::of(&["toggled.c"]).flags(&["-pg", "-mfentry"]));
+}
+
+fn misses_nothing(program: Program) {
     let folder = Scratch::new();
-    let mut words = Program::of(&["toggled.c"]).build(Optimised::Yes, folder.path());
+    let mut words = program.build(Optimised::Yes, folder.path());
     words.push("log".into());
     let outcome = toggled(&Command::new(words, folder.path()), folder.path(), &[]);
     assert_eq!(outcome.end, End::Status(0), "{}", outcome.error_text());

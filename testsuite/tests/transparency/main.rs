@@ -5,6 +5,7 @@
 mod calls;
 mod control;
 mod processes;
+mod profiles;
 mod signals;
 mod stacks;
 mod surroundings;
