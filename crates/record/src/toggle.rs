@@ -148,7 +148,7 @@ impl Toggler {
             pokes.collect::<Result<Vec<_>, _>>().and_then(PokeSet::new).map_err(|error| invalid(error.to_string()))?;
         let mut syncs = 0;
         let before = shared::tsc();
-        let (outcome, failure) = drive(&mut host, self.trap, pokes, Protocol::new(), &mut syncs);
+        let (outcome, failure) = drive(&mut host, self.trap, &Arc::new(pokes), Protocol::new(), &mut syncs);
         let after = shared::tsc();
         if outcome != Outcome::Committed {
             return Err(invalid(format!("switching sites: {outcome:?}, {failure:?}")));
