@@ -36,17 +36,41 @@ pub(super) enum Flavour {
     FloorEntry,
     /// `__fentry__` is the floor of an entry and an exit.
     FloorPair,
+    /// The floor of an entry, and then the C library's `__fentry__`.
+    KeptFloorEntry,
+    /// The same of an entry and an exit.
+    KeptFloorPair,
 }
 
 impl Flavour {
-    const ALL: [Self; 7] =
-        [Self::Stock, Self::Fentry, Self::FentryNops, Self::Patchable, Self::Sleds, Self::FloorEntry, Self::FloorPair];
+    const ALL: [Self; 9] = [
+        Self::Stock,
+        Self::Fentry,
+        Self::FentryNops,
+        Self::Patchable,
+        Self::Sleds,
+        Self::FloorEntry,
+        Self::FloorPair,
+        Self::KeptFloorEntry,
+        Self::KeptFloorPair,
+    ];
+
+    /// What the program is without what was added to it: this, less what nobody traces, is what a tracer costs.
+    pub(super) const fn untraced(self) -> Self {
+        match self {
+            Self::FloorEntry | Self::FloorPair => Self::Stock,
+            Self::KeptFloorEntry | Self::KeptFloorPair => Self::Fentry,
+            own => own,
+        }
+    }
 
     /// The options that a reader would type.
     pub(super) const fn options(self) -> &'static str {
         match self {
             Self::Stock => "-O2",
-            Self::Fentry | Self::FloorEntry | Self::FloorPair => "-O2 -pg -mfentry",
+            Self::Fentry | Self::FloorEntry | Self::FloorPair | Self::KeptFloorEntry | Self::KeptFloorPair => {
+                "-O2 -pg -mfentry"
+            }
             Self::FentryNops => "-O2 -pg -mfentry -mnop-mcount",
             Self::Patchable => "-O2 -fpatchable-function-entry=5",
             Self::Sleds => "-O2 -fxray-instrument",
@@ -62,6 +86,8 @@ impl Flavour {
             Self::Sleds => "sleds",
             Self::FloorEntry => "floor-entry",
             Self::FloorPair => "floor-pair",
+            Self::KeptFloorEntry => "kept-floor-entry",
+            Self::KeptFloorPair => "kept-floor-pair",
         }
     }
 
@@ -78,6 +104,8 @@ impl Flavour {
             Self::Sleds => Some(("xray.c", vec!["-O2"])),
             Self::FloorEntry => Some(("floor.c", vec!["-O2"])),
             Self::FloorPair => Some(("floor.c", vec!["-O2", "-DFLOOR_PAIR"])),
+            Self::KeptFloorEntry => Some(("floor.c", vec!["-O2", "-DFLOOR_KEEPS"])),
+            Self::KeptFloorPair => Some(("floor.c", vec!["-O2", "-DFLOOR_PAIR", "-DFLOOR_KEEPS"])),
             _ => None,
         };
         let compiler = if self == Self::Sleds { "clang" } else { "gcc" };

@@ -1,4 +1,4 @@
-//! Interleaved rounds: in each, every row does the work once, beside the work that nobody traces.
+//! Interleaved rounds: in each, every row does the work once, beside the same program that nobody traces.
 //!
 //! Owns [`Figures`], what came out for a row. Other programs disturb a machine for seconds at a time, so a cost is compared with what was measured in the same
 //! round, and what is reported is the median of the rounds.
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::{
     bench::{Bench, Flavour, Times},
     tools::Tools,
-    tracer::{BARE, Events, ROWS, Row, Tool},
+    tracer::{Events, ROWS, Row, Tool, bare},
 };
 
 /// How much is measured.
@@ -28,7 +28,7 @@ const LEAST_ROUNDS: usize = 3;
 /// What one row's runs came to, by round.
 #[derive(Clone, Debug, Default)]
 struct Runs {
-    /// Nanoseconds a call beyond the untraced ones of the same round.
+    /// Nanoseconds a call beyond those of the untraced program of the same round.
     cost_ns: Vec<f64>,
     /// The same of processor time.
     cost_cpu_ns: Vec<f64>,
@@ -105,11 +105,22 @@ fn one_round(
     rows: &mut [(Row, Result<Runs, String>)],
     bare_ns: &mut Vec<f64>,
 ) {
-    let Ok(bare) = BARE.measure(bench, extent.calls, threads) else { return };
-    bare_ns.push(a_call(bare.wall_ns, extent.calls));
-    let (mut floors, mut of_trapline) = (Vec::new(), Vec::new());
+    let mut untraced: Vec<(Flavour, Times)> = Vec::new();
+    for flavour in rows.iter().map(|(row, _)| row.baseline()).chain([Flavour::Stock]) {
+        if untraced.iter().all(|(known, _)| *known != flavour)
+            && let Ok(times) = bare(flavour).measure(bench, extent.calls, threads)
+        {
+            untraced.push((flavour, times));
+        }
+    }
+    let untraced_as = |flavour| untraced.iter().find(|(known, _)| *known == flavour).map(|(_, times)| *times);
+    let Some(stock) = untraced_as(Flavour::Stock) else { return };
+    bare_ns.push(a_call(stock.wall_ns, extent.calls));
+    let mut floors: Vec<(Row, f64)> = Vec::new();
+    let mut of_trapline: Vec<(Events, f64)> = Vec::new();
     for (row, runs) in rows {
         let Ok(known) = runs else { continue };
+        let Some(bare) = untraced_as(row.baseline()) else { continue };
         let calls = whole_rounds(extent.calls / row.one_in);
         let times = match row.measure(bench, calls, threads) {
             Ok(times) => times,
@@ -121,18 +132,16 @@ fn one_round(
         };
         let beyond = |of: fn(&Times) -> f64| a_call(of(&times), calls) - a_call(of(&bare), extent.calls);
         let cost_ns = beyond(|times| times.wall_ns);
-        if row.is_floor_of(row.events) {
-            floors.push((row.events, cost_ns));
+        if row.tool == Tool::Floor {
+            floors.push((*row, cost_ns));
         }
         if row.tool == Tool::Trapline && row.flavour == Flavour::Stock {
             of_trapline.push((row.events, cost_ns));
         }
-        let beside = |others: &[(Events, f64)]| {
-            let (_, other) = others.iter().find(|(events, _)| *events == row.events)?;
-            Some(cost_ns / other)
-        };
-        known.to_floor.extend(beside(&floors));
-        known.to_trapline.extend(beside(&of_trapline));
+        let floor = floors.iter().find(|(floor, _)| floor.is_floor_of(row));
+        let ours = of_trapline.iter().find(|(events, _)| *events == row.events);
+        known.to_floor.extend(floor.map(|(_, floor)| cost_ns / floor));
+        known.to_trapline.extend(ours.map(|(_, ours)| cost_ns / ours));
         known.cost_ns.push(cost_ns);
         known.cost_cpu_ns.push(beyond(|times| times.cpu_ns));
         known.command_s.push(a_call(times.command.as_secs_f64() * 1e9, calls * threads));

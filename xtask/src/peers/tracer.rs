@@ -86,19 +86,23 @@ const fn row(
     Row { tool, title, events, flavour, options, one_in }
 }
 
-/// What the others' costs are beyond.
-pub(super) const BARE: Row = row(Tool::Nobody, "nobody", Events::Off, Flavour::Stock, &[], 1);
+/// What others' costs are beyond: the program, compiled like this, that nobody traces.
+pub(super) const fn bare(flavour: Flavour) -> Row {
+    row(Tool::Nobody, "nobody", Events::Off, flavour, &[], 1)
+}
 
 /// All rows, the floors first.
-pub(super) const ROWS: [Row; 24] = {
+pub(super) const ROWS: [Row; 26] = {
     use Events::{Entry, Off, Pair};
-    use Flavour::{Fentry, FentryNops, FloorEntry, FloorPair, Patchable, Sleds, Stock};
+    use Flavour::{Fentry, FentryNops, FloorEntry, FloorPair, KeptFloorEntry, KeptFloorPair, Patchable, Sleds, Stock};
     use Tool::{Bpftrace, Floor, Frida, Nobody, Trapline, Uftrace, Xray};
     const RECORD: &str = "trapline record";
     const ENTRIES: &str = "trapline record --no-returns";
+    const KEPT: &str = "floor, `__fentry__` kept";
     const OFF: &str = "trapline record, sites off";
     [
         row(Floor, "floor", Pair, FloorPair, &[], 1),
+        row(Floor, KEPT, Pair, KeptFloorPair, &[], 1),
         row(Trapline, RECORD, Pair, Stock, &[], 1),
         row(Trapline, RECORD, Pair, Fentry, &[], 1),
         row(Trapline, RECORD, Pair, FentryNops, &[], 1),
@@ -111,6 +115,7 @@ pub(super) const ROWS: [Row; 24] = {
         row(Frida, "Frida Interceptor, empty CModule", Pair, Stock, &[], 2),
         row(Bpftrace, "bpftrace, uprobe and uretprobe", Pair, Stock, &[], 50),
         row(Floor, "floor", Entry, FloorEntry, &[], 1),
+        row(Floor, KEPT, Entry, KeptFloorEntry, &[], 1),
         row(Trapline, ENTRIES, Entry, Stock, &["--no-returns"], 1),
         row(Trapline, ENTRIES, Entry, Fentry, &["--no-returns"], 1),
         row(Trapline, ENTRIES, Entry, Patchable, &["--no-returns"], 1),
@@ -120,16 +125,27 @@ pub(super) const ROWS: [Row; 24] = {
         row(Trapline, OFF, Off, Patchable, &["--start-off"], 1),
         // It heeds the option only beside a trigger.
         row(Uftrace, "uftrace record --disable", Off, Fentry, &["--disable", "-T", "main@trace-off"], 1),
-        row(Nobody, "nobody: calls of an empty `__fentry__`", Off, Fentry, &[], 1),
+        row(Nobody, "nobody: calls of the C library's `__fentry__`", Off, Fentry, &[], 1),
         row(Nobody, "nobody: 5-byte nops", Off, Patchable, &[], 1),
         row(Nobody, "nobody: XRay's sleds, not patched", Off, Sleds, &[], 1),
     ]
 };
 
 impl Row {
-    /// Whether this is the row that others are divided by.
-    pub(super) fn is_floor_of(&self, events: Events) -> bool {
-        self.tool == Tool::Floor && self.events == events
+    /// Whether this is the row that `other` is divided by.
+    pub(super) fn is_floor_of(&self, other: &Self) -> bool {
+        self.tool == Tool::Floor && self.events == other.events && self.keeps_hook() == other.keeps_hook()
+    }
+
+    /// Whether the C library's `__fentry__` is called all the same. uftrace replaces it.
+    fn keeps_hook(&self) -> bool {
+        matches!(self.flavour, Flavour::KeptFloorEntry | Flavour::KeptFloorPair)
+            || self.tool == Tool::Trapline && self.flavour == Flavour::Fentry
+    }
+
+    /// How the program is compiled whose time this row's is beyond: that of nobody's rows, beyond stock code.
+    pub(super) fn baseline(&self) -> Flavour {
+        if self.tool == Tool::Nobody { Flavour::Stock } else { self.flavour.untraced() }
     }
 
     /// Runs the work once.
@@ -343,7 +359,7 @@ mod tests {
     #[test]
     fn each_kind_of_event_that_is_recorded_has_a_floor() {
         for row in ROWS.iter().filter(|row| row.events != Events::Off) {
-            assert!(ROWS.iter().any(|floor| floor.is_floor_of(row.events)), "{}", row.title);
+            assert!(ROWS.iter().any(|floor| floor.is_floor_of(row)), "{}", row.title);
         }
     }
 }
