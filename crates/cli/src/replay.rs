@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result};
 use clap::Args;
 use serde_json::json;
 use trapline_process::{Addr, Filter};
-use trapline_trace::{Catalog, Ending, Frame, Frames, Sink, TimedEvent, Timeline, record::Event};
+use trapline_trace::{Catalog, Ending, Frame, Frames, Order, Sink, TimedEvent, Timeline, record::Event};
 
 use crate::{
     Outcome,
@@ -84,7 +84,7 @@ struct ForThread<'p, 'a, W> {
 pub(crate) fn run(arguments: &Arguments) -> Result<Outcome> {
     let is_wanted =
         |catalog: &Catalog, stream: u32| arguments.tid.is_none_or(|wanted| wanted == tid_of(catalog, stream));
-    let (mut timeline, catalog, mut damage) = Timeline::open(&arguments.input, is_wanted)?;
+    let (mut timeline, catalog, mut damage) = Timeline::open(&arguments.input, Order::Time, is_wanted)?;
     let mut globs = arguments.functions.iter();
     let filter = globs.next().map(|first| globs.fold(Filter::name(first), |filter, glob| filter.or_name(glob)));
     let output = BufWriter::new(io::stdout().lock());

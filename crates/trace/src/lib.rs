@@ -2,7 +2,7 @@
 //!
 //! The [`Writer`] takes what the recorder tells it ([`Meta`], [`Process`], [`Module`], [`Stream`], ...) and raw records, which the [`Encoder`] packs. The
 //! [`Reader`] gives [`Chunk`]s back, past any damage; the [`Catalog`] gathers what is no event, and the [`Decoder`] unpacks what is.
-//! [`Frames`] makes calls of events, for [`profile()`] to count. The [`Timeline`] has the events of all threads in the order of time.
+//! [`Frames`] makes calls of events, for [`profile()`] to count and for [`stacks()`] to add up by their callers. The [`Timeline`] has the events of all threads in the order of time.
 #![forbid(unsafe_code)]
 
 mod catalog;
@@ -15,6 +15,7 @@ mod histogram;
 mod model;
 mod profile;
 mod reader;
+mod stacks;
 mod timeline;
 mod writer;
 
@@ -27,6 +28,7 @@ pub use histogram::Histogram;
 pub use model::{ClockPoint, End, Exit, Function, How, Load, Losses, Meta, Module, Process, Stream, Unload};
 pub use profile::{FunctionProfile, Profile, profile};
 pub use reader::{Chunk, Damage, Functions, ModuleHead, Reader};
-pub use timeline::{Part, Timeline};
+pub use stacks::{Node, Stacks, stacks};
+pub use timeline::{Order, Part, Timeline};
 pub use trapline_abi::record;
 pub use writer::Writer;

@@ -1,6 +1,6 @@
-//! The events of all threads in the order of time, whatever the order of their chunks in the file.
+//! The events of all threads in the order of time, whatever the order of their chunks in the file; or of one thread after the other.
 //!
-//! Owns the [`Timeline`]. It goes through the file once to find out where the chunks of each stream are, and then reads each one when its first event is due.
+//! Owns the [`Timeline`] and the [`Order`] of its events. It goes through the file once to find out where the chunks of each stream are, and then reads each one when its first event is due.
 //! Events of a stream stay in their own order: contexts that interrupt each other have times a little out of order. Invariant: memory holds the chunks
 //! of streams that are between two events of a chunk, and 32 bytes for each chunk of the file, never more of the events.
 
@@ -14,13 +14,23 @@ use std::{
 
 use crate::{Catalog, Damage, Decoder, Error, EventsChunk, Reader, TimedEvent, format::HEAD_BYTES};
 
+/// Whose events come next.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Order {
+    /// The earliest of all threads' ones.
+    Time,
+    /// Those of the same thread, to its end. Threads come in the order of the recorder's numbers. One chunk is held at a time.
+    Stream,
+}
+
 /// See the module's text.
 #[derive(Debug)]
 pub struct Timeline {
+    order: Order,
     path: PathBuf,
     file: File,
     cursors: Vec<Cursor>,
-    /// When the next event of each stream is due, the earliest first.
+    /// When the next event of each stream is due, the earliest first; 0 where the order is not that of time.
     due: BinaryHeap<Reverse<(u64, usize)>>,
     decoder: Decoder,
     payload: Vec<u8>,
@@ -29,6 +39,7 @@ pub struct Timeline {
     /// Memory for events that no stream uses.
     spare: Vec<TimedEvent>,
     senseless_chunks: u64,
+    records: u64,
 }
 
 /// Where a stream is.
@@ -49,6 +60,7 @@ struct Place {
     payload_len: u32,
     follows_gap: bool,
     first_tsc: u64,
+    records: u32,
 }
 
 /// Some events of one stream in a row, before which no other stream has any that were not given.
@@ -66,12 +78,26 @@ pub struct Part<'a> {
     pub is_last: bool,
 }
 
+impl Order {
+    /// When a stream's turn is whose next event has this time. Of streams with the same, the first one's is.
+    fn due(self, tsc: u64) -> u64 {
+        match self {
+            Self::Time => tsc,
+            Self::Stream => 0,
+        }
+    }
+}
+
 impl Timeline {
     /// Goes through a trace. The timeline will have the streams that `is_wanted`.
     ///
     /// # Errors
     /// Those of [`Reader::open`] and [`Reader::next_chunk`].
-    pub fn open(path: &Path, is_wanted: impl Fn(&Catalog, u32) -> bool) -> Result<(Self, Catalog, Damage), Error> {
+    pub fn open(
+        path: &Path,
+        order: Order,
+        is_wanted: impl Fn(&Catalog, u32) -> bool,
+    ) -> Result<(Self, Catalog, Damage), Error> {
         let mut reader = Reader::open(path)?;
         let mut catalog = Catalog::new();
         let mut places: BTreeMap<u32, VecDeque<Place>> = BTreeMap::new();
@@ -83,6 +109,7 @@ impl Timeline {
                 payload_len: u32::try_from(payload_len).unwrap_or(u32::MAX),
                 follows_gap: chunk.follows_gap,
                 first_tsc: chunk.first_tsc,
+                records: chunk.records,
             });
         }
         let file = File::open(path).map_err(|source| Error::Open { path: path.into(), source })?;
@@ -90,9 +117,13 @@ impl Timeline {
         let cursors: Vec<Cursor> = wanted
             .map(|(stream, places)| Cursor { stream, places, chunk: None, events: Vec::new(), given: 0 })
             .collect();
-        let first = |(index, cursor): (usize, &Cursor)| Some(Reverse((cursor.places.front()?.first_tsc, index)));
+        let first =
+            |(index, cursor): (usize, &Cursor)| Some(Reverse((order.due(cursor.places.front()?.first_tsc), index)));
         let due = cursors.iter().enumerate().filter_map(first).collect();
+        let places = cursors.iter().flat_map(|cursor| &cursor.places);
+        let records = places.map(|place| u64::from(place.records)).sum();
         let timeline = Self {
+            order,
             path: path.into(),
             file,
             cursors,
@@ -102,6 +133,7 @@ impl Timeline {
             done: None,
             spare: Vec::new(),
             senseless_chunks: 0,
+            records,
         };
         Ok((timeline, catalog, reader.damage().clone()))
     }
@@ -109,6 +141,11 @@ impl Timeline {
     /// Chunks so far whose checksums are right, and whose events make no sense.
     pub fn senseless_chunks(&self) -> u64 {
         self.senseless_chunks
+    }
+
+    /// How many events there are in all, as the chunks' headers say.
+    pub fn records(&self) -> u64 {
+        self.records
     }
 
     /// The next events, or `None` at the end.
@@ -125,7 +162,10 @@ impl Timeline {
         if is_start {
             self.load(index)?;
         }
-        let until = self.due.peek().map_or(u64::MAX, |Reverse((tsc, _))| *tsc);
+        let until = match self.order {
+            Order::Time => self.due.peek().map_or(u64::MAX, |Reverse((tsc, _))| *tsc),
+            Order::Stream => u64::MAX,
+        };
         let cursor = &mut self.cursors[index];
         let begin = cursor.given;
         // The first one is due in any case.
@@ -133,7 +173,7 @@ impl Timeline {
         cursor.given = cursor.events.len().min(begin + 1 + others);
         let next = cursor.events.get(cursor.given).copied();
         let due = next.map(|event| event.tsc).or_else(|| Some(cursor.places.front()?.first_tsc));
-        self.due.extend(due.map(|tsc| Reverse((tsc, index))));
+        self.due.extend(due.map(|tsc| Reverse((self.order.due(tsc), index))));
         self.done = next.is_none().then_some(index);
         let cursor = &self.cursors[index];
         Ok(Some(Part {

@@ -6,7 +6,7 @@ use std::{fs, path::Path};
 
 use common::{Directory, begin, finish, read};
 use trapline_trace::{
-    Stream, TimedEvent, Timeline,
+    Order, Stream, TimedEvent, Timeline,
     record::{
         Event::{self, Enter, Exit},
         encode,
@@ -54,7 +54,7 @@ fn streams_are_merged_by_time_and_nothing_is_missing() {
     let directory = Directory::new();
     let path = directory.file("t.data");
     write(&path, 7, 20);
-    let (mut timeline, _, damage) = Timeline::open(&path, |_, _| true).expect("a trace");
+    let (mut timeline, _, damage) = Timeline::open(&path, Order::Time, |_, _| true).expect("a trace");
     let merged = all(&mut timeline);
     assert!(damage.is_none() && timeline.senseless_chunks() == 0);
     assert_eq!(merged.len(), 7 * 20);
@@ -78,7 +78,7 @@ fn only_streams_that_are_wanted_are_given() {
     let path = directory.file("t.data");
     write(&path, 3, 8);
     let is_wanted = |catalog: &trapline_trace::Catalog, stream| catalog.streams[&stream].tid == 42;
-    let (mut timeline, ..) = Timeline::open(&path, is_wanted).expect("a trace");
+    let (mut timeline, ..) = Timeline::open(&path, Order::Time, is_wanted).expect("a trace");
     let events = all(&mut timeline);
     assert_eq!(events.len(), 8);
     assert!(events.iter().all(|(stream, _)| *stream == 2));
@@ -95,7 +95,7 @@ fn a_chunk_of_a_damaged_file_is_a_gap_and_the_others_are_in_order() {
         (0..bytes.len() - 8).filter(|at| bytes[*at..*at + 8] == [0xf1, b'T', b'L', 0x8e, 8, 0, 0, 0]).collect();
     bytes[markers[1] + 40] ^= 1;
     fs::write(&path, bytes).expect("a file");
-    let (mut timeline, _, damage) = Timeline::open(&path, |_, _| true).expect("a trace");
+    let (mut timeline, _, damage) = Timeline::open(&path, Order::Time, |_, _| true).expect("a trace");
     assert_eq!((damage.missing_chunks, damage.missing_records), (1, 3));
     let mut gaps = Vec::new();
     let mut times: Vec<u64> = Vec::new();
@@ -118,7 +118,19 @@ fn times_that_go_back_stay_in_the_order_of_their_stream() {
     writer.events(1, 10, 0, 0, &records(&[(10, enter), (50, enter), (30, enter), (60, enter)])).expect("events");
     writer.events(2, 20, 0, 0, &records(&[(20, enter), (40, enter), (55, enter)])).expect("events");
     finish(writer);
-    let (mut timeline, ..) = Timeline::open(&path, |_, _| true).expect("a trace");
+    let (mut timeline, ..) = Timeline::open(&path, Order::Time, |_, _| true).expect("a trace");
     let times: Vec<u64> = all(&mut timeline).iter().map(|(_, event)| event.tsc).collect();
     assert_eq!(times, [10, 20, 40, 50, 30, 55, 60]);
+}
+
+#[test]
+fn one_thread_comes_after_the_other_if_that_is_asked_for() {
+    let directory = Directory::new();
+    let path = directory.file("t.data");
+    write(&path, 3, 20);
+    let (mut timeline, ..) = Timeline::open(&path, Order::Stream, |_, stream| stream != 2).expect("a trace");
+    assert_eq!(timeline.records(), 2 * 20);
+    let events = all(&mut timeline);
+    assert!(events.is_sorted_by_key(|(stream, event)| (*stream, event.tsc)) && !is_sorted(&events));
+    assert_eq!(events.len(), 2 * 20);
 }
