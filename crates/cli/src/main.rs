@@ -7,6 +7,7 @@
 //! failed on the way. `record` has the status of the program that it ran.
 #![forbid(unsafe_code)]
 
+mod export;
 mod functions;
 mod info;
 #[cfg(target_arch = "x86_64")]
@@ -38,6 +39,7 @@ Put the promise to the test on this machine, and then the old behaviour, which l
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    Export(export::Arguments),
     Functions(functions::Arguments),
     Info(info::Arguments),
     #[cfg(target_arch = "x86_64")]
@@ -79,6 +81,7 @@ fn main() -> ExitCode {
     // Usage errors end here, with status 2.
     let arguments = Arguments::parse();
     let outcome = match &arguments.verb {
+        Verb::Export(arguments) => export::run(arguments),
         Verb::Functions(arguments) => functions::run(arguments),
         Verb::Info(arguments) => info::run(arguments),
         Verb::Replay(arguments) => replay::run(arguments),

@@ -63,6 +63,7 @@ struct Row {
     open: u64,
     total: u64,
     own: u64,
+    sum: u64,
     min: Option<u64>,
     avg: Option<u64>,
     max: Option<u64>,
@@ -94,6 +95,7 @@ fn row(catalog: &Catalog, function: &FunctionProfile) -> Row {
         open: function.open,
         total: clock.ns(function.total_ticks),
         own: clock.ns(function.self_ticks),
+        sum: clock.ns(function.sum_ticks),
         min: timed(function.min_ticks),
         avg: function.average_ticks().map(|ticks| clock.ns(ticks)),
         max: timed(function.max_ticks),
@@ -123,7 +125,7 @@ fn report_json(profile: &Profile, rows: &[Row]) -> Value {
         .map(|row| {
             json!({
                 "name": row.name, "module": row.module, "address": row.address, "calls": row.calls, "open": row.open,
-                "total_ns": row.total, "self_ns": row.own, "min_ns": row.min, "avg_ns": row.avg, "max_ns": row.max,
+                "total_ns": row.total, "self_ns": row.own, "sum_ns": row.sum, "min_ns": row.min, "avg_ns": row.avg, "max_ns": row.max,
                 "p50_ns": row.p50, "p99_ns": row.p99,
             })
         })
