@@ -21,16 +21,39 @@ pub(crate) struct Toolchain {
     pub(crate) target: String,
 }
 
+/// How the object comes into a process, and where its threads have their state then.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Variant {
+    /// The dynamic linker preloads it: in initial-exec thread-local storage.
+    Preloaded,
+    /// The recorder maps it into a process that runs already: from a thread pointer of its own on, the base of the gs segment.
+    Injected,
+}
+
+impl Variant {
+    fn file_name(self) -> &'static str {
+        match self {
+            Self::Preloaded => "trapline-agent.so",
+            Self::Injected => "trapline-agent-injected.so",
+        }
+    }
+}
+
 /// Builds it in `out_dir` from the sources beside `agent_dir`, and returns its path.
 ///
 /// # Errors
 /// What was being done, and what the tool said.
-pub(crate) fn build(agent_dir: &Path, out_dir: &Path, toolchain: &Toolchain) -> Result<PathBuf, String> {
+pub(crate) fn build(
+    agent_dir: &Path,
+    out_dir: &Path,
+    toolchain: &Toolchain,
+    variant: Variant,
+) -> Result<PathBuf, String> {
     let abi_source = agent_dir.join("../abi/src/lib.rs");
     let agent_source = agent_dir.join("src/lib.rs");
     let layouts = out_dir.join("libtrapline_abi.rlib");
     let code = out_dir.join("trapline_agent.o");
-    let object = out_dir.join("trapline-agent.so");
+    let object = out_dir.join(variant.file_name());
     let script = out_dir.join("trapline-agent.map");
     let mut compile = rustc(toolchain);
     compile.args(["--crate-name", "trapline_abi", "--emit", "link"]).arg(abi_source).arg("-o").arg(&layouts);
@@ -40,6 +63,9 @@ pub(crate) fn build(agent_dir: &Path, out_dir: &Path, toolchain: &Toolchain) -> 
     let mut library = OsString::from("trapline_abi=");
     library.push(&layouts);
     compile.arg("--extern").arg(library);
+    if variant == Variant::Injected {
+        compile.args(["--cfg", "feature=\"injected\""]);
+    }
     run(&mut compile, "compile the agent")?;
     std::fs::write(&script, "{ local: *; };\n")
         .map_err(|error| format!("cannot write {}: {error}", script.display()))?;

@@ -1,4 +1,4 @@
-//! Builds the agent, which travels inside the recorder.
+//! Builds the agent, in both of its variants, which travel inside the recorder.
 
 use std::{env, path::Path, process::ExitCode};
 
@@ -15,11 +15,11 @@ fn main() -> ExitCode {
     let linker = env::var_os("RUSTC_LINKER").unwrap_or_else(|| "cc".into());
     let toolchain = object::Toolchain { rustc: read("RUSTC"), linker, target };
     let (agent_dir, out_dir) = (Path::new(&read("CARGO_MANIFEST_DIR")).join("../agent"), read("OUT_DIR"));
-    match object::build(&agent_dir, Path::new(&out_dir), &toolchain) {
-        Ok(_) => ExitCode::SUCCESS,
-        Err(error) => {
+    for variant in [object::Variant::Preloaded, object::Variant::Injected] {
+        if let Err(error) = object::build(&agent_dir, Path::new(&out_dir), &toolchain, variant) {
             eprintln!("{error}");
-            ExitCode::FAILURE
+            return ExitCode::FAILURE;
         }
     }
+    ExitCode::SUCCESS
 }

@@ -57,6 +57,10 @@ pub mod symbol {
     pub const ERRAND: &str = "trapline_errand";
     /// An [`ErrandRegisters`](super::ErrandRegisters), in writable memory.
     pub const ERRAND_REGISTERS: &str = "trapline_errand_registers";
+    /// Which blocks of stack have their shadow mapped: [`SHADOW_ENTRIES`](super::SHADOW_ENTRIES) words of 32 bits.
+    pub const SHADOWS: &str = "trapline_shadows";
+    /// Where the program's `_Unwind_Backtrace` returns to while it calls the program back. The only place where the agent has called the program.
+    pub const WALKING: &str = "trapline_walking";
 }
 
 /// What a thread goes on with after it has run a system call for the recorder.
@@ -128,6 +132,22 @@ pub const ENTRY_CODE: i32 = i32::MIN + 1;
 /// its upper half.
 pub const CALLED_CODE: i32 = i32::MIN + 2;
 
+/// Entries of [`symbol::SHADOWS`]: enough for the stacks of as many threads as Linux starts by default.
+pub const SHADOW_ENTRIES: u32 = 1 << 17;
+
+/// How far left a block's number is in an entry; a state is to the right of it.
+pub const SHADOW_STATE_BITS: u32 = 2;
+
+/// The state of a block whose shadow is mapped.
+pub const SHADOW_MAPPED: u32 = 2;
+
+/// Where the threads of a process that the agent is injected into have their [`Thread`](crate::thread::Thread), from their thread pointers on: the
+/// base of the gs segment. The word there is the thread pointer itself.
+pub const INJECTED_THREAD_OFFSET: u64 = 64;
+
+/// From one thread pointer to the next.
+pub const INJECTED_THREAD_BYTES: u64 = 256;
+
 /// How many functions a [`Detour`] can name.
 pub const DETOUR_HELPERS: usize = 3;
 
@@ -191,3 +211,6 @@ pub const CALLS: [u32; 12] = [9, 11, 14, 28, 35, 39, 62, 131, 186, 202, 257, 3];
 
 /// [`Config::forbidden`] where nothing is allowed.
 pub const ALL_FORBIDDEN: u64 = (1 << CALLS.len()) - 1;
+
+const _: () =
+    assert!(INJECTED_THREAD_OFFSET + size_of::<crate::thread::Thread>() as u64 <= INJECTED_THREAD_BYTES);

@@ -10,24 +10,24 @@
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use trapline_abi::{
-    agent::Call,
+    agent::{Call, SHADOW_ENTRIES, SHADOW_MAPPED, SHADOW_STATE_BITS},
     thread::{ADDRESS_BITS, BLOCK_SHIFT, SHADOW_BYTES, shadow_address},
 };
 
 use crate::sys::{self, MapResult};
 
-/// Entries of the table: enough for the stacks of as many threads as Linux starts by default.
-const ENTRIES: u32 = 1 << 17;
+const ENTRIES: u32 = SHADOW_ENTRIES;
 
 /// How far a block's entry may be from its place.
 const PROBES: u32 = 64;
 
-/// Free, or a block's number << `STATE_BITS` | one of the states.
+/// Free, or a block's number << `STATE_BITS` | one of the states. The recorder reads it when it leaves: see `trapline_abi::agent::symbol::SHADOWS`.
+#[unsafe(export_name = "trapline_shadows")]
 static TABLE: [AtomicU32; ENTRIES as usize] = [const { AtomicU32::new(0) }; ENTRIES as usize];
 
-const STATE_BITS: u32 = 2;
+const STATE_BITS: u32 = SHADOW_STATE_BITS;
 const CLAIMED: u32 = 1;
-const MAPPED: u32 = 2;
+const MAPPED: u32 = SHADOW_MAPPED;
 const REFUSED: u32 = 3;
 
 const _: () = assert!(ADDRESS_BITS - BLOCK_SHIFT + STATE_BITS <= u32::BITS);

@@ -1,8 +1,8 @@
-//! `trapline record`: runs a program and records what its functions do.
+//! `trapline record`: runs a program, or joins one that runs, and records what its functions do.
 //!
 //! Owns the verb's options and what it says to people; the work is [`trapline_record`]'s. While the program runs, standard error shows progress where
 //! it is a terminal; the program's own output is not touched. Exit status: the program's; 127 and 126 if it could not be found or executed, as
-//! shells do.
+//! shells do; 0 for a program that ran already.
 
 use std::{
     collections::BTreeMap,
@@ -16,7 +16,7 @@ use std::{
 
 use clap::{Args, ValueEnum};
 use trapline_process::Filter;
-use trapline_record::{Error, Options, Overhead, Progress, Summary, Toggle, record};
+use trapline_record::{Error, Options, Overhead, Progress, Summary, Toggle, record, record_running};
 
 use crate::{Outcome, Refused};
 
@@ -74,14 +74,23 @@ pub(crate) struct Arguments {
     #[arg(short, long)]
     quiet: bool,
 
+    /// Record this process, which runs already, and leave it as it was
+    #[arg(short, long, value_name = "PID", conflicts_with = "command", value_parser = clap::value_parser!(i32).range(1..))]
+    pid: Option<i32>,
+
+    /// End the recording of a running process after so many seconds, and not by Ctrl-C
+    #[arg(long, value_name = "SECONDS", requires = "pid", value_parser = seconds)]
+    duration: Option<Duration>,
+
     /// The program and its arguments
-    #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
+    #[arg(required_unless_present = "pid", trailing_var_arg = true, value_name = "COMMAND")]
     command: Vec<OsString>,
 }
 
 const EXAMPLES: &str = "\
 Examples:
   trapline record -- ls -lR /usr/share
+  trapline record -p 1234 --duration 2
   trapline record -F 'sqlite3_*' -o queries.data -- sqlite3 my.db 'select 1'
   trapline record --lib 'libc.so*' --lib 'libcrypto.so*' -- openssl rand 16";
 
@@ -127,7 +136,10 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
         start_off: arguments.start_off,
     };
     let progress = Progress::default();
-    let result = with_progress(arguments, &progress, || record(&arguments.command, &options, &progress));
+    let result = with_progress(arguments, &progress, || match arguments.pid {
+        Some(pid) => record_running(pid, arguments.duration, &options, &progress),
+        None => record(&arguments.command, &options, &progress),
+    });
     match result {
         Ok(summary) => {
             if !arguments.quiet {
@@ -142,14 +154,22 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
                     summary.losses.unwritten
                 );
             }
+            if arguments.pid.is_some() {
+                return Ok(Outcome::Good);
+            }
             trapline_record::die_likewise(&summary);
             Ok(Outcome::Program(summary.status))
         }
         Err(error @ Error::NotFound(_)) => Ok(failed(&error, NOT_FOUND)),
         Err(error @ Error::NotExecutable { .. }) => Ok(failed(&error, NOT_EXECUTABLE)),
-        Err(error @ Error::NotTraceable { .. }) => Err(Refused(error.to_string()).into()),
+        Err(error @ (Error::NotTraceable { .. } | Error::NotAttachable { .. })) => Err(Refused(error.to_string()).into()),
         Err(error) => Err(error.into()),
     }
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse::<f64>().map_err(|error| error.to_string())?;
+    Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
 }
 
 fn failed(error: &Error, status: u8) -> Outcome {
@@ -251,12 +271,20 @@ fn tell(summary: &Summary, arguments: &Arguments) {
             "[trapline: an event cost about {record_ns:.1} ns, all of them {total_s:.2} s of the program's time]"
         );
     }
+    if arguments.pid.is_some() {
+        let stops = summary.stops;
+        let ms = stops.longest.as_secs_f64() * 1e3;
+        eprintln!("[trapline: the process stood still {} times, for {ms:.2} ms at most]", stops.count);
+    }
     if losses.waited_ns > 0 {
         eprintln!("[trapline: threads waited {} ms for room; a larger --buffer helps]", losses.waited_ns / 1_000_000);
     }
 }
 
 fn tell_untraced(summary: &Summary) {
+    for left in &summary.left {
+        eprintln!("[trapline: {left}]");
+    }
     for (program, reason) in &summary.untraced {
         eprintln!("[trapline: {program} ran untraced: {reason}]");
     }

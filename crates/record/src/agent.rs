@@ -1,14 +1,16 @@
 //! The agent as it travels inside the recorder.
 //!
-//! Owns [`Agent`]: the bytes of the shared object that the build script makes from `crates/agent`, and the addresses of its symbols. Invariant: they are
-//! those of [`trapline_abi::agent::symbol`], found in the object's own symbol table, as it exports nothing.
+//! Owns [`Agent`]: the bytes of a shared object that the build script makes from `crates/agent`, and the addresses of its symbols. There are two: one for
+//! the dynamic linker to preload, and one that the recorder maps itself. Invariant: the symbols are those of [`trapline_abi::agent::symbol`], found in the
+//! object's own symbol table, as it exports nothing.
 
 use std::collections::HashMap;
 
 use object::{Object, ObjectSymbol, read::elf::ElfFile64};
 
-/// The object for x86-64.
-const AGENT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/trapline-agent.so"));
+/// The objects for x86-64.
+const PRELOADED: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/trapline-agent.so"));
+const INJECTED: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/trapline-agent-injected.so"));
 
 /// A shared object to be loaded into targets.
 #[derive(Clone, Debug)]
@@ -18,14 +20,23 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// The one for 64-bit processes.
+    /// The one for 64-bit processes whose dynamic linker loads it.
     pub fn native() -> Self {
-        let symbols = ElfFile64::<object::Endianness>::parse(AGENT).map(|file| {
+        Self::new(PRELOADED)
+    }
+
+    /// The one for 64-bit processes that run already.
+    pub fn injected() -> Self {
+        Self::new(INJECTED)
+    }
+
+    fn new(bytes: &'static [u8]) -> Self {
+        let symbols = ElfFile64::<object::Endianness>::parse(bytes).map(|file| {
             let named = file.symbols().filter(object::ObjectSymbol::is_definition);
             named.filter_map(|symbol| Some((symbol.name().ok()?.to_owned(), symbol.address()))).collect()
         });
         // Without symbols the recorder says which one it misses.
-        Self { bytes: AGENT, symbols: symbols.unwrap_or_default() }
+        Self { bytes, symbols: symbols.unwrap_or_default() }
     }
 
     /// The whole file.
@@ -47,7 +58,6 @@ mod tests {
 
     #[test]
     fn every_symbol_that_the_recorder_asks_for_is_there() {
-        let agent = Agent::native();
         for name in [
             symbol::CONFIG,
             symbol::ENTER,
@@ -62,9 +72,13 @@ mod tests {
             symbol::SYSCALL,
             symbol::ERRAND,
             symbol::ERRAND_REGISTERS,
+            symbol::SHADOWS,
+            symbol::WALKING,
         ] {
-            assert!(agent.symbol(name).is_some_and(|address| address != 0), "{name}");
+            for agent in [Agent::native(), Agent::injected()] {
+                assert!(agent.symbol(name).is_some_and(|address| address != 0), "{name}");
+            }
         }
-        assert_eq!(agent.symbol("trapline_nothing"), None);
+        assert_eq!(Agent::native().symbol("trapline_nothing"), None);
     }
 }

@@ -15,12 +15,12 @@ use std::{
 };
 
 use trapline_abi::{
-    agent::{Config, SANDBOX_FUNCTIONS, StubArea, symbol},
+    agent::{Config, SANDBOX_FUNCTIONS, symbol},
     record::MAX_SITES,
 };
 use trapline_engine::{
     Addr, AddrRange, Filter, Mode,
-    insn::{CALL_BYTES, encode},
+    insn::{CALL_BYTES, InsnBytes, encode},
 };
 use trapline_image::{ArmRequest, ArmedSite, Entries, Image, Write};
 use trapline_trace::{Function, Load, Module, Unload};
@@ -30,11 +30,12 @@ use crate::{
     agent::Agent,
     drain::Drain,
     exec::{NewImage, Untraceable},
+    pending::Pending,
     pool::Pool,
     remote::{Errand, Remote},
     sandbox::Hook,
     shims::{self, Shimmed},
-    space::{AgentAt, Loaded, SharedMapping, Space, Stubs},
+    space::{AgentAt, Loaded, Space, Stubs, ThreadPointer},
     sys::{
         Tid,
         maps::{self, Mapping},
@@ -91,6 +92,7 @@ pub(crate) struct KnownModule {
 #[derive(Debug)]
 pub(crate) struct Armory {
     agent: Agent,
+    injected: Agent,
     agent_file: File,
     agent_path: String,
     modules: HashMap<FileKey, Result<Arc<KnownModule>, String>>,
@@ -110,6 +112,7 @@ impl Armory {
         let agent_path = shared::path_for_others(&agent_file);
         Ok(Self {
             agent,
+            injected: Agent::injected(),
             agent_file,
             agent_path,
             modules: HashMap::new(),
@@ -129,6 +132,14 @@ impl Armory {
     /// What was armed so far.
     pub(crate) fn coverage(&self) -> Coverage {
         self.coverage.clone()
+    }
+
+    /// So many edits could not be made, because somebody was in the way.
+    pub(crate) fn leave_out(&mut self, count: u64) {
+        if count > 0 {
+            self.coverage.traced = self.coverage.traced.saturating_sub(count);
+            *self.coverage.untraced.entry("in-use".to_owned()).or_default() += count;
+        }
     }
 
     /// Arms an image whose objects are loaded, and of which nothing has run but the dynamic linker. Returns signals that came meanwhile.
@@ -164,16 +175,19 @@ impl Armory {
         let pool = Pool::new(options.chunks, options.on_full).map(Arc::new)?;
         let mut space = Space::new(agent);
         space.map_pool(remote, &memory, &pool, &maps::read(tid)?)?;
-        let max_depth = u64::from(options.max_depth.unwrap_or(u32::MAX));
-        memory.write_word(agent.config.after(offset_of!(Config, max_depth)), max_depth)?;
-        space.memory = Some(memory);
+        let memory = Arc::new(memory);
+        write_config(&memory, &agent, options)?;
+        space.memory = Some(Arc::clone(&memory));
         space.pool = Some(pool);
-        self.arm_modules(remote, tid, process, &mut space, options, drain)?;
-        match hook_linker(&space, image) {
+        let mut pending = Pending::new(memory, maps::read(tid)?, 0);
+        self.prepare_modules(&mut pending, tid, process, &mut space, options, drain)?;
+        match hook_linker(&mut pending, &agent, image.debug_state, image.linker_state()) {
             // Without it, unwinders that come later show the agent's frames.
-            Err(_) if options.libraries.is_empty() => Ok(space),
-            hooked => hooked.map(|()| space),
+            Err(_) if options.libraries.is_empty() => {}
+            hooked => hooked?,
         }
+        pending.commit(remote, &mut space, drain)?;
+        Ok(space)
     }
 
     /// Arms what has come since, and forgets what has gone. The thread is stopped where it waits for us.
@@ -185,9 +199,12 @@ impl Armory {
         options: &Options,
         drain: &Drain,
     ) -> Result<Vec<i32>, Untraceable> {
-        let Some(memory) = &space.memory else { return Ok(Vec::new()) };
-        let mut remote = Remote::on_errand(tid, memory, space.agent.errand)?;
-        let result = self.arm_modules(&mut remote, tid, process, space, options, drain);
+        let Some(memory) = space.memory.clone() else { return Ok(Vec::new()) };
+        let last_area = memory.read_word(space.agent.config.after(offset_of!(Config, areas)))?;
+        let mut pending = Pending::new(Arc::clone(&memory), maps::read(tid)?, last_area);
+        self.prepare_modules(&mut pending, tid, process, space, options, drain)?;
+        let mut remote = Remote::on_errand(tid, &memory, space.agent.errand)?;
+        let result = pending.commit(&mut remote, space, drain);
         let signals = remote.finish()?;
         result.map(|()| signals)
     }
@@ -199,35 +216,20 @@ impl Armory {
             return Err(Untraceable("its dynamic linker did not load the agent".to_owned()));
         };
         let base = first.range.start.offset(-first.offset.cast_signed());
-        let at = |name: &str| {
-            let address = self.agent.symbol(name);
-            address
-                .map(|address| base.offset(address.cast_signed()))
-                .ok_or_else(|| Untraceable(format!("the agent has no {name}")))
-        };
-        let config = at(symbol::CONFIG)?;
-        let thread_offset = memory.read_word(config.after(offset_of!(Config, thread_offset)))?.cast_signed();
-        Ok(AgentAt {
-            entries: Entries {
-                enter: at(symbol::ENTER)?,
-                enter_keep_flags: at(symbol::ENTER_KEEP_FLAGS)?,
-                enter_limited: at(symbol::ENTER_LIMITED)?,
-                point: at(symbol::POINT)?,
-            },
-            config,
-            objects_changed: at(symbol::OBJECTS_CHANGED)?,
-            sandbox: at(symbol::SANDBOX)?,
-            backtrace: at(symbol::BACKTRACE)?,
-            find_fde: at(symbol::FIND_FDE)?,
-            syscall_insn: at(symbol::SYSCALL)?,
-            errand: Errand { syscall_insn: at(symbol::ERRAND)?, registers: at(symbol::ERRAND_REGISTERS)?, config },
-            thread_offset,
-        })
+        let mut found = agent_at(&self.agent, base, ThreadPointer::Own)?;
+        found.thread_offset = memory.read_word(found.config.after(offset_of!(Config, thread_offset)))?.cast_signed();
+        Ok(found)
     }
 
-    fn arm_modules(
+    /// The agent that is injected.
+    pub(crate) fn injected_agent(&self) -> &Agent {
+        &self.injected
+    }
+
+    /// Finds out what has come and what has gone, and prepares to arm it.
+    pub(crate) fn prepare_modules(
         &mut self,
-        remote: &mut Remote,
+        pending: &mut Pending,
         tid: Tid,
         process: u32,
         space: &mut Space,
@@ -240,7 +242,7 @@ impl Armory {
         let mut present = Vec::new();
         for (path, inode, bias_of) in objects(&mappings) {
             if !space.is_sandbox_hooked && is_c_library(&path) {
-                self.hook_sandbox(remote, tid, space, &mappings, (inode, bias_of))?;
+                self.hook_sandbox(pending, tid, space, &mappings, (inode, bias_of))?;
             }
             if inode == agent {
                 continue;
@@ -264,18 +266,16 @@ impl Armory {
             if !gone.module.is_listed {
                 continue;
             }
-            let unload = Unload { process, module: gone.module.id, bias: gone.bias, tsc };
-            drain.write(move |writer| writer.unload(&unload));
+            pending.unloaded(Unload { process, module: gone.module.id, bias: gone.bias, tsc });
         }
         for loaded in present {
             if is_in(&space.loaded, &loaded) {
                 continue;
             }
             if loaded.module.is_listed {
-                let load = Load { process, module: loaded.module.id, bias: loaded.bias, tsc };
-                drain.write(move |writer| writer.load(&load));
+                pending.loaded(Load { process, module: loaded.module.id, bias: loaded.bias, tsc });
             }
-            match self.arm_module(remote, tid, space, &loaded, options) {
+            match self.prepare_module(pending, space, &loaded, options) {
                 // Nothing was changed, and what is traced of the process is none the worse for it.
                 Err(_) if !loaded.module.is_listed => {}
                 armed => armed?,
@@ -288,7 +288,7 @@ impl Armory {
     /// Has the agent hear of sandboxes before they are switched on.
     fn hook_sandbox(
         &mut self,
-        remote: &mut Remote,
+        pending: &mut Pending,
         tid: Tid,
         space: &mut Space,
         mappings: &[Mapping],
@@ -305,7 +305,7 @@ impl Armory {
             return Ok(());
         }
         space.is_sandbox_hooked = true;
-        if let Err(error) = hook.arm(remote, tid, space, bias) {
+        if let Err(error) = hook.arm(pending, &space.agent, bias) {
             // Everything else goes on: most programs forbid themselves nothing.
             *self.coverage.untraced.entry(format!("sandboxes are not heard of: {error}")).or_default() += 1;
         }
@@ -407,26 +407,23 @@ impl Armory {
         Ok(KnownModule { id, is_listed: true, first_site, image, selected, shims })
     }
 
-    fn arm_module(
+    fn prepare_module(
         &mut self,
-        remote: &mut Remote,
-        tid: Tid,
+        pending: &mut Pending,
         space: &mut Space,
         loaded: &Loaded,
         options: &Options,
     ) -> Result<(), Untraceable> {
         let module = &loaded.module;
-        let is_wanted = !module.selected.is_empty() || !module.shims.is_empty();
-        let Some(memory) = space.memory.as_ref().filter(|_| is_wanted) else { return Ok(()) };
+        if module.selected.is_empty() && module.shims.is_empty() {
+            return Ok(());
+        }
+        if let Some(stubs) = space.stubs.get(&loaded.key()) {
+            return pending.edit(&stubs.writes);
+        }
         let shims: Vec<_> = module.shims.iter().map(|shim| shim.led_through(&space.agent)).collect();
-        let known = space.stubs.get(&loaded.key()).cloned();
-        let (stubs_at, shared) = if let Some(stubs) = &known {
-            (stubs.at, None)
-        } else {
-            let len_bytes = module.image.stub_bytes_bound(&module.selected, &shims).next_multiple_of(4096);
-            let (at, shared) = map_stubs(remote, tid, memory, loaded, len_bytes)?;
-            (at, Some(shared))
-        };
+        let len_bytes = module.image.stub_bytes_bound(&module.selected, &shims).next_multiple_of(4096);
+        let stubs_at = place_of_stubs(pending, loaded, len_bytes)?;
         let armed = module.image.arm(&ArmRequest {
             selected: &module.selected,
             bias: loaded.bias,
@@ -437,22 +434,20 @@ impl Armory {
             limit_depth: options.max_depth.is_some(),
             shims: &shims,
         });
-        if let Some(shared) = shared {
-            shared.fill(0, &armed.stubs);
-            if options.start_off {
-                switch_off(&shared, stubs_at, &armed.sites);
-            }
-            let areas = space.agent.config.after(offset_of!(Config, areas));
-            shared.fill(offset_of!(StubArea, next), &memory.read_word(areas)?.to_le_bytes());
-            memory.write_word(areas, stubs_at.value())?;
-            for (_, reason) in &armed.refused {
-                self.coverage.traced -= 1;
-                *self.coverage.untraced.entry(reason.code().to_owned()).or_default() += 1;
-            }
-            let stubs = Stubs { at: stubs_at, memory: shared, sites: armed.sites };
-            space.stubs.insert(loaded.key(), Arc::new(stubs));
+        pending.edit(&armed.writes)?;
+        let shared = Arc::new(SharedMemory::new(c"trapline-stubs", len_bytes)?);
+        shared.fill(0, &armed.stubs);
+        if options.start_off {
+            switch_off(&shared, stubs_at, &armed.sites);
         }
-        write_sites(memory, &armed.writes)
+        pending.map_stubs(stubs_at, &shared, len_bytes);
+        for (_, reason) in &armed.refused {
+            self.coverage.traced -= 1;
+            *self.coverage.untraced.entry(reason.code().to_owned()).or_default() += 1;
+        }
+        let stubs = Stubs { at: stubs_at, memory: shared, sites: armed.sites, writes: armed.writes };
+        space.stubs.insert(loaded.key(), Arc::new(stubs));
+        Ok(())
     }
 }
 
@@ -465,69 +460,68 @@ fn switch_off(stubs: &SharedMemory, stubs_at: Addr, sites: &[ArmedSite]) {
     }
 }
 
-/// Finds room for a module's stubs, and has the target map them.
-fn map_stubs(
-    remote: &mut Remote,
-    tid: Tid,
-    memory: &Memory,
-    loaded: &Loaded,
-    len_bytes: usize,
-) -> Result<(Addr, SharedMemory), Untraceable> {
+/// Finds room for a module's stubs.
+fn place_of_stubs(pending: &Pending, loaded: &Loaded, len_bytes: usize) -> Result<Addr, Untraceable> {
     let image = &loaded.module.image;
     let moved = |at: Addr| at.offset(loaded.bias.cast_signed());
     let near = AddrRange { start: moved(image.text_range().start), end: moved(image.text_range().end) };
-    let Some(at) = maps::find_hole(&maps::read(tid)?, near, len_bytes as u64) else {
-        return Err(Untraceable(format!("there is no room for {len_bytes} bytes of stubs within reach of {near:?}")));
-    };
-    let shared = SharedMemory::new(c"trapline-stubs", len_bytes)?;
-    let mapping = SharedMapping {
-        path: shared::path_for_others(shared.file()),
-        at,
-        len_bytes: len_bytes as u64,
-        protection: libc::PROT_READ | libc::PROT_EXEC,
-        flags: libc::MAP_FIXED_NOREPLACE,
-    };
-    Ok((mapping.make(remote, memory)?, shared))
+    let none = || Untraceable(format!("there is no room for {len_bytes} bytes of stubs within reach of {near:?}"));
+    pending.find_hole(near, len_bytes as u64).ok_or_else(none)
 }
 
-/// Compares all sites with what has to be there, and then writes them, a page and more at a time. `writes` come in order of their addresses.
-fn write_sites(memory: &Memory, writes: &[Write]) -> Result<(), Untraceable> {
-    /// Sites that are nearer to each other than this are written at once.
-    const NEAR_BYTES: i64 = 512;
-    let mut pieces: Vec<(Addr, Vec<u8>)> = Vec::new();
-    for piece in writes.chunk_by(|one, next| next.at.distance_from(one.at) < NEAR_BYTES) {
-        let offset = |write: &Write| usize::try_from(write.at.distance_from(piece[0].at)).unwrap_or(0);
-        let len_bytes = piece.last().map_or(0, |last| offset(last) + last.new.len());
-        let mut bytes = memory.read_vec(piece[0].at, len_bytes)?;
-        for write in piece {
-            let place = &mut bytes[offset(write)..][..write.new.len()];
-            if *place != *write.expected {
-                let Write { at, expected, .. } = write;
-                let text = format!("its code at {at} is {place:02x?}, and {expected} in its file; nothing was changed");
-                return Err(Untraceable(text));
-            }
-            place.copy_from_slice(&write.new);
-        }
-        pieces.push((piece[0].at, bytes));
-    }
-    for (at, bytes) in pieces {
-        memory.write(at, &bytes)?;
-    }
-    Ok(())
+/// Tells the agent what the recorder was asked for.
+pub(crate) fn write_config(memory: &Memory, agent: &AgentAt, options: &Options) -> io::Result<()> {
+    let max_depth = u64::from(options.max_depth.unwrap_or(u32::MAX));
+    memory.write_word(agent.config.after(offset_of!(Config, max_depth)), max_depth)
 }
 
-/// Has the dynamic linker tell the agent when objects come and go.
-fn hook_linker(space: &Space, image: &NewImage) -> Result<(), Untraceable> {
-    let Some(memory) = &space.memory else { return Ok(()) };
-    let Ok(jump) = encode::jmp(image.debug_state, space.agent.objects_changed, Mode::Bits64) else {
+/// Where an agent that is loaded at `base` has its entries. How far its threads' states are from their pointers is left to the caller.
+pub(crate) fn agent_at(agent: &Agent, base: Addr, thread_pointer: ThreadPointer) -> Result<AgentAt, Untraceable> {
+    let at = |name: &str| {
+        let address = agent.symbol(name);
+        address
+            .map(|address| base.offset(address.cast_signed()))
+            .ok_or_else(|| Untraceable(format!("the agent has no {name}")))
+    };
+    let config = at(symbol::CONFIG)?;
+    Ok(AgentAt {
+        entries: Entries {
+            enter: at(symbol::ENTER)?,
+            enter_keep_flags: at(symbol::ENTER_KEEP_FLAGS)?,
+            enter_limited: at(symbol::ENTER_LIMITED)?,
+            point: at(symbol::POINT)?,
+        },
+        config,
+        objects_changed: at(symbol::OBJECTS_CHANGED)?,
+        sandbox: at(symbol::SANDBOX)?,
+        backtrace: at(symbol::BACKTRACE)?,
+        find_fde: at(symbol::FIND_FDE)?,
+        syscall_insn: at(symbol::SYSCALL)?,
+        errand: Errand { syscall_insn: at(symbol::ERRAND)?, registers: at(symbol::ERRAND_REGISTERS)?, config },
+        thread_offset: 0,
+        thread_pointer,
+        return_code: at(symbol::RETURN)?,
+        walking: at(symbol::WALKING)?,
+        shadows: at(symbol::SHADOWS)?,
+    })
+}
+
+/// Has the dynamic linker tell the agent when objects come and go. `debug_state` is the function that it calls then, and does nothing;
+/// `linker_state` says what it is doing.
+pub(crate) fn hook_linker(
+    pending: &mut Pending,
+    agent: &AgentAt,
+    debug_state: Addr,
+    linker_state: Addr,
+) -> Result<(), Untraceable> {
+    let Ok(jump) = encode::jmp(debug_state, agent.objects_changed, Mode::Bits64) else {
         return Err(Untraceable(
             "the agent is out of the dynamic linker's reach: libraries that come later are not traced".to_owned(),
         ));
     };
-    let linker_state = space.agent.config.after(offset_of!(Config, linker_state));
-    memory.write_word(linker_state, image.linker_state().value())?;
-    memory.write(image.debug_state, &jump)?;
-    Ok(())
+    let expected = pending.memory().read_vec(debug_state, jump.len())?;
+    pending.tell_agent(agent.config.after(offset_of!(Config, linker_state)), linker_state.value());
+    pending.edit_others(&[Write { at: debug_state, expected: InsnBytes::new(&expected), new: InsnBytes::new(&jump) }])
 }
 
 /// The files that are mapped with code: path, inode, and the address of the first byte of the file.

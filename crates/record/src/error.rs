@@ -25,6 +25,14 @@ pub enum Error {
         /// What is in the way, and what to do.
         reason: String,
     },
+    /// The process runs, and cannot be recorded. Nothing of it was changed.
+    #[error("cannot record process {pid}: {reason}")]
+    NotAttachable {
+        /// The process.
+        pid: i32,
+        /// What is in the way, and what to do.
+        reason: String,
+    },
     /// A call of the operating system failed.
     #[error("{doing}: {source}{}", advice(source))]
     System {

@@ -90,6 +90,24 @@ impl Linkers {
     fn find(&mut self, path: &Path) -> Option<Linker> {
         *self.0.entry(path.to_path_buf()).or_insert_with(|| Linker::read(path))
     }
+
+    /// The one that a process has mapped there.
+    fn mapped_at(&mut self, tid: Tid, base: u64) -> Result<Linker, Untraceable> {
+        let mappings = maps::read(tid)?;
+        let mapping = mappings.iter().find(|mapping| mapping.range.contains(Addr::new(base)));
+        let Some(path) = mapping.and_then(|mapping| mapping.file(tid)) else {
+            return Err(Untraceable("the file of its dynamic linker is gone".to_owned()));
+        };
+        let silent = || Untraceable(format!("its dynamic linker {} does not say when objects are loaded", path.display()));
+        self.find(&path).ok_or_else(silent)
+    }
+
+    /// Where a process has `_dl_debug_state` and `_r_debug`.
+    fn of_process(&mut self, tid: Tid, base: u64) -> Result<(Addr, Addr), Untraceable> {
+        let linker = self.mapped_at(tid, base)?;
+        let at = |address: u64| Addr::new(base.wrapping_add(address));
+        Ok((at(linker.debug_state), at(linker.r_debug)))
+    }
 }
 
 impl Linker {
@@ -172,6 +190,39 @@ impl InitialStack {
     }
 }
 
+/// What a dynamic linker that has long done its work offers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LoadedLinker {
+    /// The function that it reports to.
+    pub(crate) debug_state: Addr,
+    /// Where it says what it is doing.
+    pub(crate) linker_state: Addr,
+}
+
+/// The dynamic linker of a process that runs.
+pub(crate) fn loaded_linker(tid: Tid, memory: &Memory, linkers: &mut Linkers) -> Result<LoadedLinker, Untraceable> {
+    let vector = fs::read(format!("/proc/{tid}/auxv"))?;
+    let word = |bytes: &[u8], at: usize| bytes.get(at..).and_then(|bytes| bytes.first_chunk()).map_or(0, |bytes| u64::from_le_bytes(*bytes));
+    let entry = vector.chunks_exact(16).find(|entry| word(entry, 0) == AT_BASE);
+    let base = entry.map_or(0, |entry| word(entry, 8));
+    if base == 0 {
+        return Err(Untraceable("it is linked statically".to_owned()));
+    }
+    let (debug_state, r_debug) = linkers.of_process(tid, base)?;
+    check_debug_state(memory, debug_state)?;
+    Ok(LoadedLinker { debug_state, linker_state: r_debug.offset(R_STATE_AT) })
+}
+
+fn check_debug_state(memory: &Memory, debug_state: Addr) -> Result<[u8; REPORT.len()], Untraceable> {
+    let mut code = [0; REPORT.len()];
+    memory.read(debug_state, &mut code)?;
+    let does_nothing = code.strip_prefix(&ENDBR64).unwrap_or(&code).first() == Some(&RET);
+    if !does_nothing || debug_state.value() % FUNCTION_ALIGN != 0 {
+        return Err(Untraceable(format!("the function at {debug_state} in its dynamic linker does something")));
+    }
+    Ok(code)
+}
+
 /// Prepares a thread that is stopped at its exec. `Err` says why this image runs untraced; nothing was changed then.
 pub(crate) fn prepare(tid: Tid, agent: &str, linkers: &mut Linkers) -> Result<NewImage, Untraceable> {
     let registers = ptrace::registers(tid)?;
@@ -190,23 +241,10 @@ pub(crate) fn prepare(tid: Tid, agent: &str, linkers: &mut Linkers) -> Result<Ne
     if user_of(tid)? != crate::sys::spawn::user() {
         return Err(Untraceable("it runs as another user".to_owned()));
     }
-    let mappings = maps::read(tid)?;
-    let mapping = mappings.iter().find(|mapping| mapping.range.contains(Addr::new(linker_base)));
-    let Some(linker_path) = mapping.and_then(|mapping| mapping.file(tid)) else {
-        return Err(Untraceable("the file of its dynamic linker is gone".to_owned()));
-    };
-    let Some(linker) = linkers.find(&linker_path) else {
-        let text = format!("its dynamic linker {} does not say when objects are loaded", linker_path.display());
-        return Err(Untraceable(text));
-    };
+    let linker = linkers.mapped_at(tid, linker_base)?;
     let at = |address: u64| Addr::new(linker_base.wrapping_add(address));
     let debug_state = at(linker.debug_state);
-    let mut code = [0; REPORT.len()];
-    memory.read(debug_state, &mut code)?;
-    let does_nothing = code.strip_prefix(&ENDBR64).unwrap_or(&code).first() == Some(&RET);
-    if !does_nothing || debug_state.value() % FUNCTION_ALIGN != 0 {
-        return Err(Untraceable(format!("the function at {debug_state} in its dynamic linker does something")));
-    }
+    let code = check_debug_state(&memory, debug_state)?;
     let environment = environment(&memory, &stack)?;
     if environment.iter().any(|(_, text)| text.starts_with(b"LD_TRACE_LOADED_OBJECTS=")) {
         return Err(Untraceable("it is asked for its libraries only (ldd)".to_owned()));

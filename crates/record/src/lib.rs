@@ -20,29 +20,37 @@ mod arm;
 mod drain;
 mod error;
 mod exec;
+mod frame;
+mod inject;
 mod launch;
+mod leave;
 mod overhead;
+mod pending;
+mod places;
 mod pool;
 mod remote;
 mod sandbox;
 mod shims;
 mod space;
 mod sys;
+mod text;
 mod toggle;
 mod tracer;
 
 use std::{
     collections::BTreeMap,
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     fs,
+    os::unix::ffi::OsStrExt,
     path::PathBuf,
     sync::{Arc, atomic::AtomicU64, mpsc},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 pub use error::Error;
 pub use overhead::Overhead;
 pub use toggle::Toggle;
+pub use tracer::Stops;
 pub use trapline_abi::pool::{CHUNK_BYTES, OnFull};
 use trapline_engine::Filter;
 use trapline_trace::{Losses, Meta, Writer};
@@ -57,6 +65,7 @@ use crate::{
         shared,
         spawn::{self, Inbox},
     },
+    tracer::{Outcome, Tracer},
 };
 
 /// What is to be recorded, and how.
@@ -107,6 +116,10 @@ pub struct Summary {
     pub trace_bytes: u64,
     /// Why the trace breaks off, if it does. The program ran on untraced from then on.
     pub failure: Option<trapline_trace::Error>,
+    /// How long the threads of a running process stood still for us.
+    pub stops: Stops,
+    /// What could not be taken back in a running process, and why.
+    pub left: Vec<String>,
 }
 
 /// Follows a recording while it goes on.
@@ -128,10 +141,43 @@ impl Progress {
 pub fn record(command: &[OsString], options: &Options, progress: &Progress) -> Result<Summary, Error> {
     let program = Program::find(command)?;
     let limit_signal = spawn::ignore_file_limit();
-    let mut writer = Writer::create(&options.output, &meta(command, options))?;
-    writer.calibration(&[clock_point()])?;
+    let writer = writer(meta(command, options), options)?;
     let child = spawn::spawn(program.path.as_os_str(), &program.arguments, limit_signal)
         .doing(|| "starting a process".to_owned())?;
+    run(writer, options, progress, |tracer| tracer.run(child))
+}
+
+/// Records a process that runs, and what comes from it, until it ends, this process gets SIGINT, SIGTERM or SIGHUP, or `duration` has passed; then leaves
+/// it as it was. `progress` counts along.
+///
+/// # Errors
+/// If the process cannot be recorded: nothing of it was changed then. Or if the trace cannot be created.
+pub fn record_running(
+    pid: i32,
+    duration: Option<Duration>,
+    options: &Options,
+    progress: &Progress,
+) -> Result<Summary, Error> {
+    let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let words = command.split(|byte| *byte == 0).filter(|word| !word.is_empty());
+    let command: Vec<OsString> = words.map(|word| OsStr::from_bytes(word).to_owned()).collect();
+    spawn::ignore_file_limit();
+    let writer = writer(meta(&command, options), options)?;
+    run(writer, options, progress, |tracer| tracer.run_attached(pid, duration))
+}
+
+fn writer(meta: Meta, options: &Options) -> Result<Writer, Error> {
+    let mut writer = Writer::create(&options.output, &meta)?;
+    writer.calibration(&[clock_point()])?;
+    Ok(writer)
+}
+
+fn run(
+    writer: Writer,
+    options: &Options,
+    progress: &Progress,
+    work: impl FnOnce(Tracer<'_>) -> Result<(Outcome, Armory), Error>,
+) -> Result<Summary, Error> {
     spawn::raise_descriptor_limit();
     let inbox = Inbox::new().doing(|| "taking over signals".to_owned())?;
     let waker = inbox.waker().doing(|| "taking over signals".to_owned())?;
@@ -144,7 +190,7 @@ pub fn record(command: &[OsString], options: &Options, progress: &Progress) -> R
     });
     let drain = drain.doing(|| "starting a thread".to_owned())?;
     let armory = Armory::new().doing(|| "sharing the agent".to_owned())?;
-    let outcome = tracer::Tracer::new(options, inbox, changed, &drain, armory).run(child);
+    let outcome = work(Tracer::new(options, inbox, changed, &drain, armory));
     drain.write(|writer| writer.calibration(&[clock_point()]));
     let finished = drain.finish();
     let (outcome, armory) = outcome?;
@@ -164,6 +210,8 @@ pub fn record(command: &[OsString], options: &Options, progress: &Progress) -> R
         overhead: finished.overhead,
         failure: finished.failure,
         trace_bytes: fs::metadata(&options.output).map_or(0, |metadata| metadata.len()),
+        stops: outcome.stops,
+        left: outcome.left,
     })
 }
 

@@ -10,11 +10,15 @@ use std::{io, mem::offset_of};
 use trapline_abi::agent::{Call, Config, ErrandRegisters};
 use trapline_engine::Addr;
 
-use crate::sys::{
-    Tid,
-    memory::Memory,
-    ptrace::{self, Stop, SyscallStop},
-    spawn,
+use crate::{
+    frame,
+    inject::Gadgets,
+    sys::{
+        Tid,
+        memory::Memory,
+        ptrace::{self, Stop, SyscallStop},
+        spawn,
+    },
 };
 
 /// A stopped thread that does as it is told.
@@ -107,6 +111,25 @@ impl Remote {
         Ok(remote)
     }
 
+    /// Takes over a stopped thread of a process that has no agent, by code of the process's own: a `syscall` and a `ret`. If the recorder dies, the thread
+    /// goes on where it was.
+    pub(crate) fn by_gadgets(tid: Tid, memory: &Memory, gadgets: Gadgets) -> io::Result<Self> {
+        let mut remote = Self::new(tid, gadgets.syscall_ret)?;
+        let signal_mask = ptrace::signal_mask(tid)?;
+        let xstate = ptrace::extended_state(tid)?;
+        let state_bytes = frame::state_bytes(&xstate);
+        let frame = frame::signal_frame(&remote.registers, signal_mask, gadgets.sigreturn, &xstate, state_bytes);
+        memory.write(frame.at, &frame.bytes)?;
+        remote.signal_mask = Some(signal_mask);
+        remote.stack_offset = frame.at.distance_from(Addr::new(remote.registers.rsp));
+        Ok(remote)
+    }
+
+    /// The stack pointer while it works.
+    pub(crate) fn stack_pointer(&self) -> Addr {
+        Addr::new(self.registers.rsp).offset(self.stack_offset)
+    }
+
     /// The task that a system call has created last, as the recorder sees it.
     pub(crate) fn created(&self) -> Option<Tid> {
         self.created
@@ -148,6 +171,8 @@ impl Remote {
             ptrace::resume_to_syscall(self.tid, 0)?;
             match ptrace::wait_for_stop(self.tid)? {
                 Stop::Syscall => return Ok(()),
+                // It does not get any further: the memory that it executes is gone.
+                Stop::Signal(_) if ptrace::is_fault(self.tid)? => return Err(io::Error::from_raw_os_error(libc::EFAULT)),
                 Stop::Signal(signal) => self.signals.push(signal),
                 Stop::WithItsGroup => self.is_with_its_group = true,
                 Stop::Clone => self.created = Tid::try_from(ptrace::event_message(self.tid)?).ok(),

@@ -5,7 +5,7 @@
 //! [tracer](crate::tracer) stops the thread and comes here. Invariant: when the agent has its answer, it makes no call that the filter does not allow; what
 //! is not understood counts as forbidden.
 
-use std::{io, mem::offset_of};
+use std::{io, mem::offset_of, sync::Arc};
 
 use object::{Object, ObjectSymbol};
 use trapline_abi::{
@@ -15,19 +15,19 @@ use trapline_abi::{
 };
 use trapline_engine::{
     Addr, AddrRange, Mode,
-    insn::{RelocateOptions, encode, relocate},
+    insn::{InsnBytes, RelocateOptions, encode, relocate},
 };
 
-use trapline_image::entry_window;
+use trapline_image::{Write, entry_window};
 
 use crate::{
-    remote::Remote,
-    space::{SharedMapping, Space},
+    pending::Pending,
+    space::{AgentAt, Space},
     sys::{
         Tid,
         maps::{self, Mapping},
         memory::Memory,
-        shared::{self, SharedMemory},
+        shared::SharedMemory,
     },
 };
 
@@ -337,9 +337,8 @@ impl Hook {
         self.0.is_empty()
     }
 
-    /// Has the functions begin in stubs that call the agent. The thread is stopped where none of them runs.
-    pub(crate) fn arm(&self, remote: &mut Remote, tid: Tid, space: &Space, bias: u64) -> io::Result<()> {
-        let Some(memory) = space.memory.as_ref() else { return Ok(()) };
+    /// What it takes to have the functions begin in stubs that call the agent.
+    pub(crate) fn arm(&self, pending: &mut Pending, agent: &AgentAt, bias: u64) -> io::Result<()> {
         let in_process = |function: &Function| Addr::new(function.address.wrapping_add(bias));
         let starts = self.0.iter().map(in_process);
         let near = AddrRange {
@@ -347,30 +346,23 @@ impl Hook {
             end: starts.max().unwrap_or_default().after(STUB_BYTES),
         };
         let out_of_reach = || io::Error::other("no room for stubs within reach of the C library");
-        let at = maps::find_hole(&maps::read(tid)?, near, AREA_BYTES as u64).ok_or_else(out_of_reach)?;
+        let at = pending.find_hole(near, AREA_BYTES as u64).ok_or_else(out_of_reach)?;
         let shared = SharedMemory::new(c"trapline-stubs", AREA_BYTES)?;
         shared.fill(0, &[INT3; AREA_BYTES]);
         let mut jumps = Vec::new();
         for (index, function) in self.0.iter().enumerate() {
             let start = in_process(function);
             let stub_at = at.after(index * STUB_BYTES);
-            let stub = stub(function, start, stub_at, space.agent.sandbox).ok_or_else(out_of_reach)?;
+            let stub = stub(function, start, stub_at, agent.sandbox).ok_or_else(out_of_reach)?;
             shared.fill(index * STUB_BYTES, &stub);
             let jump = encode::jmp(start, stub_at.after(CODE_AT), Mode::Bits64).map_err(|_| out_of_reach())?;
-            if memory.read_vec(start, function.window.len())? != function.window {
-                return Err(io::Error::other("the C library is not as in its file"));
-            }
-            jumps.push((start, jump));
+            let expected = InsnBytes::new(&function.window[..JUMP_BYTES]);
+            jumps.push(Write { at: start, expected, new: InsnBytes::new(&jump) });
         }
-        let mapping = SharedMapping {
-            path: shared::path_for_others(shared.file()),
-            at,
-            len_bytes: AREA_BYTES as u64,
-            protection: libc::PROT_READ | libc::PROT_EXEC,
-            flags: libc::MAP_FIXED_NOREPLACE,
-        };
-        mapping.make(remote, memory)?;
-        jumps.iter().try_for_each(|(start, jump)| memory.write(*start, jump))
+        jumps.sort_by_key(|jump| jump.at);
+        pending.edit_others(&jumps).map_err(|_| io::Error::other("the C library is not as in its file"))?;
+        pending.map_code(at, &Arc::new(shared), AREA_BYTES);
+        Ok(())
     }
 }
 

@@ -17,11 +17,13 @@ use trapline_abi::{
     thread::Thread,
 };
 use trapline_engine::{Addr, AddrRange};
-use trapline_image::{ArmedSite, Entries};
+use trapline_image::{ArmedSite, Entries, Write};
 use trapline_trace::Load;
 
 use crate::{
     arm::KnownModule,
+    inject::ThreadRoom,
+    leave::Footprint,
     pool::{Pool, Taken},
     remote::{Errand, Remote},
     sys::{
@@ -53,9 +55,11 @@ pub(crate) struct Stubs {
     /// Where they stand in the target.
     pub(crate) at: Addr,
     /// The same bytes, for us to write.
-    pub(crate) memory: SharedMemory,
+    pub(crate) memory: Arc<SharedMemory>,
     /// The sites that lead to them.
     pub(crate) sites: Vec<ArmedSite>,
+    /// What leads to them in the module's code.
+    pub(crate) writes: Vec<Write>,
 }
 
 /// Where the agent's entries are.
@@ -79,6 +83,34 @@ pub(crate) struct AgentAt {
     pub(crate) errand: Errand,
     /// From a thread pointer to the thread's [`Thread`].
     pub(crate) thread_offset: i64,
+    /// Which one.
+    pub(crate) thread_pointer: ThreadPointer,
+    /// What hooked slots hold.
+    pub(crate) return_code: Addr,
+    /// Where the program's unwinder returns to while it calls the program back.
+    pub(crate) walking: Addr,
+    /// Which blocks of stack have their shadow mapped.
+    pub(crate) shadows: Addr,
+}
+
+/// What leads to a thread's state.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum ThreadPointer {
+    /// The base of the fs segment, as the C library has it.
+    Own,
+    /// The base of the gs segment, which the recorder gives each thread.
+    Given,
+}
+
+impl AgentAt {
+    /// Where a thread with these registers has its [`Thread`].
+    pub(crate) fn thread(&self, registers: &libc::user_regs_struct) -> Addr {
+        let pointer = match self.thread_pointer {
+            ThreadPointer::Own => registers.fs_base,
+            ThreadPointer::Given => registers.gs_base,
+        };
+        Addr::new(pointer).offset(self.thread_offset)
+    }
 }
 
 /// What was done to the memory of one process.
@@ -87,7 +119,7 @@ pub(crate) struct Space {
     /// How many tasks use it.
     pub(crate) tasks: usize,
     /// Its memory; `None` in a forked child that has not run yet.
-    pub(crate) memory: Option<Memory>,
+    pub(crate) memory: Option<Arc<Memory>>,
     /// Its pool; `None` in a forked child that has not run yet.
     pub(crate) pool: Option<Arc<Pool>>,
     /// Where the agent is.
@@ -101,6 +133,14 @@ pub(crate) struct Space {
     pub(crate) forbidden: u64,
     /// Stubs that stand: a module that is mapped where it was before finds them again.
     pub(crate) stubs: HashMap<(u32, u64), Arc<Stubs>>,
+    /// Edits beside those of the stubs: what tells the agent of new objects and of sandboxes.
+    pub(crate) writes: Vec<Write>,
+    /// What is mapped of ours beside shadows.
+    pub(crate) mapped: Vec<AddrRange>,
+    /// What of it is code.
+    pub(crate) code: Vec<AddrRange>,
+    /// The threads' states, if the agent was injected.
+    pub(crate) room: Option<ThreadRoom>,
 }
 
 impl Space {
@@ -116,6 +156,10 @@ impl Space {
             is_sandbox_hooked: false,
             forbidden: 0,
             stubs: HashMap::new(),
+            writes: Vec::new(),
+            mapped: Vec::new(),
+            code: Vec::new(),
+            room: None,
         }
     }
 
@@ -131,12 +175,24 @@ impl Space {
             is_sandbox_hooked: self.is_sandbox_hooked,
             forbidden: self.forbidden,
             stubs: self.stubs.clone(),
+            writes: self.writes.clone(),
+            mapped: self.mapped.clone(),
+            code: self.code.clone(),
+            room: self.room.clone(),
         }
     }
 
-    /// Where a thread with this thread pointer has its [`Thread`].
-    pub(crate) fn thread_at(&self, thread_pointer: u64) -> Addr {
-        Addr::new(thread_pointer).offset(self.agent.thread_offset)
+    /// What is to be undone when the process is left; `None` if the dynamic linker has loaded the agent, which then stays.
+    pub(crate) fn footprint(&self) -> Option<Footprint> {
+        self.room.as_ref()?;
+        let (code, mapped) = (self.code.clone(), self.mapped.clone());
+        Some(Footprint { agent: self.agent, code, mapped, writes: self.all_writes() })
+    }
+
+    /// All edits of the process's code, as far as its modules are still there.
+    fn all_writes(&self) -> Vec<Write> {
+        let stubs = self.loaded.iter().filter_map(|loaded| self.stubs.get(&loaded.key()));
+        self.writes.iter().chain(stubs.flat_map(|stubs| &stubs.writes)).copied().collect()
     }
 
     /// What the process has mapped of modules that are in the trace.
@@ -168,6 +224,9 @@ impl Space {
             let hole = hole.ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
             mapping.at = Addr::new(hole.value().next_multiple_of(stride));
             mapping.flags = libc::MAP_NORESERVE | libc::MAP_FIXED_NOREPLACE;
+        }
+        if self.pool_at == Addr::default() {
+            self.mapped.push(AddrRange::new(mapping.at, mapping.len_bytes));
         }
         self.pool_at = mapping.make(remote, memory)?;
         memory.write_word(self.agent.config.after(offset_of!(Config, pool)), self.pool_at.value())
@@ -248,7 +307,7 @@ impl SharedMapping {
     pub(crate) fn make(&self, remote: &mut Remote, memory: &Memory) -> io::Result<Addr> {
         const BELOW_STACK_BYTES: i64 = 128 + 512;
         let path = [self.path.as_bytes(), &[0]].concat();
-        let path_at = Addr::new(remote.registers.rsp).offset(-BELOW_STACK_BYTES);
+        let path_at = remote.stack_pointer().offset(-BELOW_STACK_BYTES);
         memory.write(path_at, &path)?;
         let access = if self.protection & libc::PROT_WRITE != 0 { libc::O_RDWR } else { libc::O_RDONLY };
         let flags = u64::from((access | libc::O_CLOEXEC).cast_unsigned());

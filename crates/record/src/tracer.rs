@@ -5,6 +5,9 @@
 //! Neighbours: the [drain](crate::drain) writes what the tracer learns into the trace. Invariant: a task that stopped is resumed, whatever goes
 //! wrong; a process that cannot be traced runs untraced, and the summary says why.
 
+mod attach;
+mod stop;
+
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     fs, io,
@@ -35,6 +38,7 @@ use crate::{
     },
     toggle::Toggler,
 };
+pub use stop::Stops;
 
 /// A thread, or the only thread of a process.
 #[derive(Debug)]
@@ -51,6 +55,26 @@ struct Task {
     forbidden: u64,
     /// Its thread state, while a vfork child goes on with that.
     lent: Option<Lent>,
+    /// The pointer to its state, if the recorder has given it one.
+    given: Option<Addr>,
+    /// Whether it is a new thread that is to get one.
+    is_to_be_given: bool,
+}
+
+impl Task {
+    /// One of which nothing is known yet.
+    fn new(process: u32, tid_inside: u32) -> Self {
+        Self {
+            process,
+            space: None,
+            loading: None,
+            tid_inside,
+            forbidden: 0,
+            lent: None,
+            given: None,
+            is_to_be_given: false,
+        }
+    }
 }
 
 /// What a vfork child has borrowed.
@@ -71,6 +95,10 @@ pub(crate) struct Outcome {
     pub(crate) untraced: BTreeMap<String, String>,
     /// Processes that were traced.
     pub(crate) processes: u32,
+    /// How long threads stood still for us.
+    pub(crate) stops: Stops,
+    /// What could not be taken back in a process that goes on.
+    pub(crate) left: Vec<String>,
 }
 
 /// See the module's text.
@@ -90,6 +118,12 @@ pub(crate) struct Tracer<'a> {
     /// Spaces a thread of which waits until new objects are seen to.
     requests: HashMap<Tid, SpaceId>,
     toggler: Option<Toggler>,
+    /// First threads that have ended before the others of their processes.
+    zombies: HashSet<Tid>,
+    /// Signals that people have sent the recorder of a running process.
+    heard: Vec<i32>,
+    /// Whether processes are being left.
+    is_leaving: bool,
     main: Tid,
     next_process: u32,
     next_space: u32,
@@ -117,6 +151,9 @@ impl<'a> Tracer<'a> {
             expected: HashSet::new(),
             requests: HashMap::new(),
             toggler: None,
+            zombies: HashSet::new(),
+            heard: Vec::new(),
+            is_leaving: false,
             main: 0,
             next_process: 0,
             next_space: 0,
@@ -137,9 +174,7 @@ impl<'a> Tracer<'a> {
             return Ok((Outcome { status: Some(stop), ..self.outcome }, self.armory));
         }
         let process = self.new_process(child.pid, None, How::Launched);
-        let task =
-            Task { process, space: None, loading: None, tid_inside: id_inside(child.pid), forbidden: 0, lent: None };
-        self.tasks.insert(child.pid, task);
+        self.tasks.insert(child.pid, Task::new(process, id_inside(child.pid)));
         let failure = child.go();
         loop {
             match ptrace::poll_any() {
@@ -149,7 +184,9 @@ impl<'a> Tracer<'a> {
                     self.toggle();
                     let patience = self.toggler.as_ref().map_or(AT_LEAST, Toggler::wait);
                     for signal in self.inbox.wait(patience).doing(|| "waiting for the program".to_owned())? {
-                        spawn::kill(self.main, signal);
+                        if spawn::is_passed_on(signal) {
+                            spawn::kill(self.main, signal);
+                        }
                     }
                 }
                 // No child is left.
@@ -174,6 +211,10 @@ impl<'a> Tracer<'a> {
         }
         if self.expected.remove(&tid) {
             return self.started(tid, stop);
+        }
+        if matches!(stop, Stop::Signal(_) | Stop::Interrupted) {
+            // An error means that the task is gone: its end is reported.
+            let _ = ptrace::hide_interruption(tid);
         }
         match stop {
             Stop::Syscall if self.has_made_report(tid) => self.loader_reports(tid),
@@ -221,7 +262,7 @@ impl<'a> Tracer<'a> {
     fn try_created(&mut self, parent: Tid, stop: Stop) -> io::Result<()> {
         let child = Tid::try_from(ptrace::event_message(parent)?).unwrap_or(0);
         let Some(task) = self.tasks.get(&parent) else { return Ok(()) };
-        let (mut process, space, forbidden) = (task.process, task.space, task.forbidden);
+        let (mut process, space, forbidden, given) = (task.process, task.space, task.forbidden, task.given);
         let is_thread = thread_group(child) != Some(child);
         let shares_memory =
             is_thread || spawn::share_memory(parent, child).unwrap_or(matches!(stop, Stop::Vfork | Stop::Clone));
@@ -238,8 +279,16 @@ impl<'a> Tracer<'a> {
             // A copy: the child gets a space of its own when it has stopped.
             other => other,
         };
-        let tid_inside = id_inside(child);
-        let task = Task { process, space: child_space, loading: None, tid_inside, forbidden, lent: None };
+        // The child of a fork has its parent's in its copy of the memory; that of a vfork borrows it.
+        let given = given.filter(|_| !shares_memory);
+        let is_to_be_given = shares_memory && stop != Stop::Vfork;
+        let task = Task {
+            space: child_space,
+            forbidden,
+            given,
+            is_to_be_given,
+            ..Task::new(process, id_inside(child))
+        };
         let pid_inside = task.tid_inside;
         self.tasks.insert(child, task);
         if let (Some(space), false, true) = (space, is_thread, shares_memory) {
@@ -273,15 +322,7 @@ impl<'a> Tracer<'a> {
 
     /// A new task has stopped for the first time.
     fn started(&mut self, tid: Tid, stop: Stop) {
-        let mut signals = Vec::new();
-        if let Some(id) = self.tasks.get(&tid).and_then(|task| task.space)
-            && self.spaces.get(&id).is_some_and(|space| space.pool.is_none())
-        {
-            match self.adopt(tid, id) {
-                Ok(found) => signals = found,
-                Err(error) => self.note_failure(tid, &error),
-            }
-        }
+        let signals = self.began(tid);
         if stop == Stop::Interrupted {
             return resume_with(tid, &signals);
         }
@@ -291,6 +332,22 @@ impl<'a> Tracer<'a> {
         self.stopped(tid, stop);
     }
 
+    /// The same; it stays where it is. Returns signals that came meanwhile.
+    fn began(&mut self, tid: Tid) -> Vec<i32> {
+        if let Err(error) = self.begin_thread(tid) {
+            self.note_failure(tid, &error);
+        }
+        if let Some(id) = self.tasks.get(&tid).and_then(|task| task.space)
+            && self.spaces.get(&id).is_some_and(|space| space.pool.is_none())
+        {
+            match self.adopt(tid, id) {
+                Ok(signals) => return signals,
+                Err(error) => self.note_failure(tid, &error),
+            }
+        }
+        Vec::new()
+    }
+
     /// Gives a forked child its own pool, in place of its parent's. Returns signals that came meanwhile.
     fn adopt(&mut self, tid: Tid, id: SpaceId) -> io::Result<Vec<i32>> {
         let Some(task) = self.tasks.get(&tid) else { return Ok(Vec::new()) };
@@ -298,7 +355,7 @@ impl<'a> Tracer<'a> {
         let Some(space) = self.spaces.get_mut(&id) else { return Ok(Vec::new()) };
         let memory = Memory::open(tid)?;
         let registers = ptrace::registers(tid)?;
-        memory.write(space.thread_at(registers.fs_base), &[0; RESET_BYTES])?;
+        memory.write(space.agent.thread(&registers), &[0; RESET_BYTES])?;
         if !sandbox::may_map(forbidden) {
             return space.forget_pool(&memory).and(Err(io::Error::other(SANDBOXED)));
         }
@@ -311,7 +368,7 @@ impl<'a> Tracer<'a> {
             self.note_failure(tid, &error);
             return Ok(signals);
         }
-        space.memory = Some(memory);
+        space.memory = Some(Arc::new(memory));
         space.pool = Some(Arc::clone(&pool));
         for load in space.loads(process) {
             self.drain.write(move |writer| writer.load(&load));
@@ -327,7 +384,7 @@ impl<'a> Tracer<'a> {
     fn lend_thread_state(&mut self, parent: Tid, id: SpaceId, child_inside: u32) -> io::Result<()> {
         let (Some(space), Some(task)) = (self.spaces.get(&id), self.tasks.get_mut(&parent)) else { return Ok(()) };
         let registers = ptrace::registers(parent)?;
-        let thread = space.thread_at(registers.fs_base);
+        let thread = space.agent.thread(&registers);
         // Its only thread has the number of the process.
         let (left, state) = space.lend(thread, (child_inside, child_inside))?;
         task.lent = Some(Lent { thread, state });
@@ -343,6 +400,12 @@ impl<'a> Tracer<'a> {
     }
 
     fn vfork_done(&mut self, parent: Tid) {
+        self.has_vforked(parent);
+        resume(parent, 0);
+    }
+
+    /// A vfork child has let go of its parent's memory.
+    fn has_vforked(&mut self, parent: Tid) {
         if let Some(task) = self.tasks.get_mut(&parent)
             && let Some(Lent { thread, state }) = task.lent.take()
             && let Some(id) = task.space
@@ -353,7 +416,6 @@ impl<'a> Tracer<'a> {
                 Err(error) => self.note_failure(parent, &error),
             }
         }
-        resume(parent, 0);
     }
 
     /// A task has replaced its program.
@@ -477,6 +539,10 @@ impl<'a> Tracer<'a> {
     fn see_to_requests(&mut self) {
         while let Ok(id) = self.changed.try_recv() {
             let Some(space) = self.spaces.get(&id) else { continue };
+            if self.is_leaving {
+                space.answer();
+                continue;
+            }
             let requester = space.requester();
             let waiting = self.tasks.iter().find(|(_, task)| task.space == Some(id) && task.tid_inside == requester);
             if let Some((tid, _)) = waiting {
@@ -525,6 +591,7 @@ impl<'a> Tracer<'a> {
     fn ended(&mut self, tid: Tid, stop: Stop) {
         self.unclaimed.remove(&tid);
         self.expected.remove(&tid);
+        self.zombies.remove(&tid);
         if tid == self.main {
             self.outcome.status = Some(stop);
         }
@@ -546,6 +613,9 @@ impl<'a> Tracer<'a> {
         let Some(id) = task.space else { return };
         let Some(space) = self.spaces.get_mut(&id) else { return };
         space.tasks -= 1;
+        if let (Some(room), Some(given)) = (&mut space.room, task.given) {
+            room.give_back(given);
+        }
         if space.tasks == 0 {
             self.spaces.remove(&id);
             if let Some(toggler) = &mut self.toggler {

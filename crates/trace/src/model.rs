@@ -69,6 +69,8 @@ pub enum How {
     /// The recorder launched it.
     #[default]
     Launched,
+    /// It ran already when the recorder came.
+    Attached,
     /// It is the child of a fork.
     Fork,
     /// It is the child of a vfork, and shares its parent's memory for the while.

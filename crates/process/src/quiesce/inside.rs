@@ -97,6 +97,8 @@ pub(super) struct Inspector<'a, M> {
     memory: &'a M,
     map: &'a MemoryMap,
     forbidden: &'a RangeSet,
+    /// Where neither the thread nor what a signal interrupted may be; usually the same ranges.
+    contexts: &'a RangeSet,
     budget_bytes: u64,
     memos: [Memo; MEMO_SLOTS],
     chunk: [u8; CHUNK_BYTES],
@@ -149,17 +151,23 @@ impl<'a, M: Memory> Inspector<'a, M> {
             memory,
             map,
             forbidden,
+            contexts: forbidden,
             budget_bytes: BUDGET_BYTES,
             memos: [Memo::default(); MEMO_SLOTS],
             chunk: [0; CHUNK_BYTES],
         }
     }
 
+    /// Other ranges for the threads themselves, and for what signals interrupted, than for the words of stacks.
+    pub(super) fn with_contexts(self, contexts: &'a RangeSet) -> Self {
+        Self { contexts, ..self }
+    }
+
     /// Why thread `tid` may be inside, or `None` if it is certainly not.
     pub(super) fn blocker_of(&mut self, tid: Tid, context: Context) -> Option<Blocker> {
         let found = |(at, how)| Blocker { tid, at, how };
         if let Some(at) =
-            [Some(context.pc), context.restart].into_iter().flatten().find(|pc| self.forbidden.contains(*pc))
+            [Some(context.pc), context.restart].into_iter().flatten().find(|pc| self.contexts.contains(*pc))
         {
             return Some(found((at, How::Pc)));
         }
@@ -254,7 +262,7 @@ impl<'a, M: Memory> Inspector<'a, M> {
     /// Checks the context that a signal frame will restore, and notes its stack.
     fn follow_frame(&self, kind: FrameKind, frame: Addr, stacks: &mut Stacks) -> Option<(Addr, How)> {
         let Interrupted { pc, sp } = kind.interrupted(frame, self.memory)?;
-        if self.forbidden.contains(pc) {
+        if self.contexts.contains(pc) {
             return Some((pc, How::SignalFrame { frame }));
         }
         if stacks.add(sp) { None } else { Some((sp, How::Unscannable)) }

@@ -32,6 +32,13 @@ impl MapsFile {
     pub(super) fn open_own() -> io::Result<Self> {
         Ok(Self { file: File::open("/proc/self/maps")?, first_stack_end: first_stack_end() })
     }
+
+    /// The files of another process.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn open_other(tid: procfs::Tid) -> io::Result<Self> {
+        let first_stack_end = fs::read_to_string(format!("/proc/{tid}/stat")).ok().and_then(|stat| start_of_stack(&stat));
+        Ok(Self { file: File::open(format!("/proc/{tid}/maps"))?, first_stack_end })
+    }
 }
 
 /// Where the stack of the calling process's first thread ends. Read once: it never changes, and the kernel looks at every thread to make the file.

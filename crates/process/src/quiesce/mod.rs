@@ -59,6 +59,8 @@
 
 mod inside;
 mod memory_map;
+#[cfg(target_arch = "x86_64")]
+mod other;
 mod page_filter;
 mod ranges;
 mod session;
@@ -77,6 +79,8 @@ use std::{
 
 use trapline_engine::Addr;
 
+#[cfg(target_arch = "x86_64")]
+pub use self::other::{OtherProcess, may_start_again};
 pub use self::{
     inside::{Blocker, How},
     ranges::RangeSet,

@@ -183,6 +183,12 @@ pub struct Registers {
     raw: libc::user_regs_struct,
 }
 
+impl From<libc::user_regs_struct> for Registers {
+    fn from(raw: libc::user_regs_struct) -> Self {
+        Self { raw }
+    }
+}
+
 impl Registers {
     /// All of them, as the kernel lays them out.
     pub const fn raw(&self) -> &libc::user_regs_struct {

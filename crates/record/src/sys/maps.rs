@@ -45,6 +45,11 @@ impl Mapping {
         })
     }
 
+    /// What will be mapped there.
+    pub(crate) fn planned(range: AddrRange) -> Self {
+        Self { range, is_executable: false, is_private_memory: false, offset: 0, inode: 0, path: PathBuf::new() }
+    }
+
     /// A path by which we can open the very file that is mapped, be it in another root or mount namespace; `None` if that file is gone.
     pub(crate) fn file(&self, tid: Tid) -> Option<PathBuf> {
         let below_root = self.path.strip_prefix("/").ok()?;

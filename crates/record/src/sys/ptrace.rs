@@ -5,6 +5,8 @@
 
 use std::io;
 
+use trapline_process::quiesce::may_start_again;
+
 use super::{Tid, check};
 
 /// What became of a thread.
@@ -82,6 +84,35 @@ pub(crate) fn resume_to_syscall(tid: Tid, signal: i32) -> io::Result<()> {
     request(libc::PTRACE_SYSCALL, tid, 0, signal.cast_unsigned() as usize)
 }
 
+/// Lets a stopped thread go for good; `signal` is delivered first, if it is not 0. One that its group's stop signal stopped stays stopped.
+pub(crate) fn detach(tid: Tid, signal: i32) -> io::Result<()> {
+    request(libc::PTRACE_DETACH, tid, 0, signal.cast_unsigned() as usize)
+}
+
+/// Has the kernel start the system call again that a stopped thread was in, where it would return `EINTR` on our account. If a handler of the program
+/// comes next, it returns that all the same.
+pub(crate) fn hide_interruption(tid: Tid) -> io::Result<()> {
+    const ERESTARTNOHAND: i64 = -514;
+    let mut registers = registers(tid)?;
+    if may_start_again(&registers) {
+        registers.rax = ERESTARTNOHAND.cast_unsigned();
+        set_registers(tid, &registers)?;
+    }
+    Ok(())
+}
+
+/// The state of a thread's floating-point and vector registers, as XSAVE would write it.
+pub(crate) fn extended_state(tid: Tid) -> io::Result<Vec<u8>> {
+    const NT_X86_XSTATE: usize = 0x202;
+    /// More than any processor has.
+    const LARGEST_BYTES: usize = 32 << 10;
+    let mut state = vec![0_u8; LARGEST_BYTES];
+    let mut place = libc::iovec { iov_base: state.as_mut_ptr().cast(), iov_len: state.len() };
+    request(libc::PTRACE_GETREGSET, tid, NT_X86_XSTATE, &raw mut place as usize)?;
+    state.truncate(place.iov_len);
+    Ok(state)
+}
+
 /// Leaves a thread stopped that its group's stop signal stopped, and hears of SIGCONT.
 pub(crate) fn listen(tid: Tid) -> io::Result<()> {
     request(libc::PTRACE_LISTEN, tid, 0, 0)
@@ -131,6 +162,14 @@ pub(crate) fn is_breakpoint(tid: Tid) -> io::Result<bool> {
     let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
     request(libc::PTRACE_GETSIGINFO, tid, 0, &raw mut info as usize)?;
     Ok(matches!(info.si_code, SI_KERNEL | libc::TRAP_BRKPT))
+}
+
+/// Whether the signal that stopped a thread says that its instruction cannot be executed.
+pub(crate) fn is_fault(tid: Tid) -> io::Result<bool> {
+    // SAFETY: plain numbers, for which zero is a value.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    request(libc::PTRACE_GETSIGINFO, tid, 0, &raw mut info as usize)?;
+    Ok(matches!(info.si_signo, libc::SIGSEGV | libc::SIGBUS | libc::SIGILL | libc::SIGTRAP) && info.si_code > 0)
 }
 
 /// Which side of which system call a thread is at.

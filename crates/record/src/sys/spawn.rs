@@ -122,6 +122,47 @@ pub(crate) fn exec_error(failure: &OwnedFd) -> Option<io::Error> {
     (read == 4).then(|| io::Error::from_raw_os_error(i32::from_ne_bytes(errno)))
 }
 
+/// Whether a signal is passed on to a program that was launched.
+pub(crate) fn is_passed_on(signal: i32) -> bool {
+    PASSED_ON.contains(&signal)
+}
+
+/// The calling thread's id.
+pub(crate) fn own_tid() -> Tid {
+    // SAFETY: never fails.
+    unsafe { libc::gettid() }
+}
+
+/// While this lives, the calling thread runs before all others: threads that stand still for it wait for nobody else. Where that is not allowed, it runs as before.
+#[derive(Debug)]
+pub(crate) struct Urgent {
+    before: Option<(i32, libc::sched_param)>,
+}
+
+impl Urgent {
+    pub(crate) fn new() -> Self {
+        let mut parameters = libc::sched_param { sched_priority: 0 };
+        // SAFETY: plain numbers.
+        let policy = unsafe { libc::sched_getscheduler(0) };
+        // SAFETY: the parameters outlive the call.
+        let is_known = policy >= 0 && unsafe { libc::sched_getparam(0, &raw mut parameters) } == 0;
+        let urgent = libc::sched_param { sched_priority: 1 };
+        let wanted = libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK;
+        // SAFETY: the parameters outlive the call.
+        let is_urgent = is_known && unsafe { libc::sched_setscheduler(0, wanted, &raw const urgent) } == 0;
+        Self { before: is_urgent.then_some((policy, parameters)) }
+    }
+}
+
+impl Drop for Urgent {
+    fn drop(&mut self) {
+        if let Some((policy, parameters)) = &self.before {
+            // SAFETY: the parameters outlive the call.
+            unsafe { libc::sched_setscheduler(0, *policy, std::ptr::from_ref(parameters)) };
+        }
+    }
+}
+
 /// Where the recorder hears of its children and of signals that people send it.
 #[derive(Debug)]
 pub(crate) struct Inbox {
@@ -132,7 +173,7 @@ pub(crate) struct Inbox {
 /// Signals that the terminal sends to the whole group: the program gets them too, and decides.
 const FROM_THE_TERMINAL: [i32; 2] = [libc::SIGINT, libc::SIGQUIT];
 
-/// Signals that are passed on to the program.
+/// Signals that are passed on to a program that was launched.
 const PASSED_ON: [i32; 2] = [libc::SIGTERM, libc::SIGHUP];
 
 impl Inbox {
@@ -164,7 +205,7 @@ impl Inbox {
         self.wakeup.as_fd().try_clone_to_owned().map(Waker)
     }
 
-    /// Sleeps until something happened, or `timeout` has passed; returns the signals to pass on.
+    /// Sleeps until something happened, or `timeout` has passed; returns the signals that people have sent.
     pub(crate) fn wait(&self, timeout: Duration) -> io::Result<Vec<i32>> {
         let polled = |file: &OwnedFd| libc::pollfd { fd: file.as_raw_fd(), events: libc::POLLIN, revents: 0 };
         let mut polled = [polled(&self.signals), polled(&self.wakeup)];
@@ -192,7 +233,7 @@ impl Inbox {
                 return signals;
             }
             let signal = i32::from_ne_bytes([info[0], info[1], info[2], info[3]]);
-            if PASSED_ON.contains(&signal) {
+            if signal != libc::SIGCHLD {
                 signals.push(signal);
             }
         }

@@ -24,12 +24,16 @@ global_asm!(
     .type trapline_record_full, @function
 trapline_record_full:
     .cfi_startproc
-    mov rax, qword ptr fs:[rcx + {POSITION}]
+    "#,
+    concat!("mov rax, qword ptr ", of_thread!("POSITION")),
+    r#"
     test ah, {PLACE_IN_AH}
     jnz 4f
     mov rdx, rax
     and rdx, -{CHUNK_BYTES}
-    cmpxchg qword ptr fs:[rcx + {POSITION}], rdx
+    "#,
+    concat!("cmpxchg qword ptr ", of_thread!("POSITION"), ", rdx"),
+    r#"
 4:
     mov rdx, qword ptr [rip + trapline_config]
     test rdx, rdx
@@ -41,11 +45,15 @@ trapline_record_full:
     cmp dword ptr [rdx + {FREE_CHUNKS}], 0
     jne 2f
     # A chunk that is full has to be given up first. A timeless thread's is elsewhere.
-    mov rax, qword ptr fs:[rcx + {POSITION}]
-    or rax, qword ptr fs:[rcx + {IS_TIMELESS}]
+    "#,
+    concat!("mov rax, qword ptr ", of_thread!("POSITION")),
+    concat!("or rax, qword ptr ", of_thread!("IS_TIMELESS")),
+    r#"
     jnz 2f
     lock inc qword ptr [rdx + {LOST_FULL}]
-    inc qword ptr fs:[rcx + {LOST}]
+    "#,
+    concat!("inc qword ptr ", of_thread!("LOST")),
+    r#"
 3:
     ret
 2:

@@ -105,11 +105,12 @@ pub fn config_linker_state() -> &'static AtomicU64 {
 /// The state of the calling thread.
 pub fn thread() -> *mut Thread {
     let thread: *mut Thread;
-    // SAFETY: (1) the word at fs:0 is the thread pointer (ELF Handling For Thread-Local Storage, section 3.4.6); (2) the distance is filled in by
-    // the dynamic linker before any code of this object runs.
+    // SAFETY: (1) the word at the thread pointer is the thread pointer (ELF Handling For Thread-Local Storage, section 3.4.6; the
+    // recorder sees to that where it gives threads a pointer of their own); (2) the distance is filled in by
+    // the dynamic linker, or the recorder, before any code of this object runs.
     unsafe {
         asm!(
-            "mov {thread}, qword ptr fs:[0]",
+            concat!("mov {thread}, qword ptr ", thread_segment!(), ":[0]"),
             "add {thread}, qword ptr [rip + trapline_thread@GOTTPOFF]",
             thread = out(reg) thread,
             options(nostack, readonly),

@@ -64,7 +64,7 @@ trapline_return:
     "mov qword ptr [rdx], rax",
     "mov rdx, qword ptr [rsi + {SHADOW_OUTER}]",
     reserve!(),
-    "mov qword ptr fs:[rcx + {TOP}], rdx",
+    concat!("mov qword ptr ", of_thread!("TOP"), ", rdx"),
     "lea esi, [rdx + 1]",
     "and esi, {DEPTH_MASK}",
     write_record!("EXIT", ".Ltrapline_return_full"),

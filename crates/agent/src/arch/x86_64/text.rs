@@ -26,6 +26,30 @@ macro_rules! pop_flags {
     };
 }
 
+/// The segment whose base is the thread pointer: the one of thread-local storage, which the dynamic linker gives room in. An agent that comes into a
+/// process later finds no room there; its threads get a base of their own in the other segment, which the psABI leaves free.
+#[cfg(not(feature = "injected"))]
+macro_rules! thread_segment {
+    () => {
+        "fs"
+    };
+}
+
+/// See above.
+#[cfg(feature = "injected")]
+macro_rules! thread_segment {
+    () => {
+        "gs"
+    };
+}
+
+/// A field of the thread's state, with rcx as below.
+macro_rules! of_thread {
+    ($field:literal) => {
+        concat!(thread_segment!(), ":[rcx + {", $field, "}]")
+    };
+}
+
 /// rcx = distance of the thread's state from the thread pointer.
 macro_rules! thread_in_rcx {
     () => {
@@ -59,7 +83,7 @@ macro_rules! shadow_of_rdx {
 /// It is none if `is_place` says so; nothing that happens to the thread's chunk from here on changes that.
 macro_rules! reserve {
     () => {
-        concat!("mov eax, 8\n", "xadd qword ptr fs:[rcx + {POSITION}], rax\n")
+        concat!("mov eax, 8\n", "xadd qword ptr ", of_thread!("POSITION"), ", rax\n")
     };
 }
 

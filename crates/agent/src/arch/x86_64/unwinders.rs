@@ -35,6 +35,9 @@ trapline_backtrace:
     sub rsp, 8
     .cfi_adjust_cfa_offset 8
     call qword ptr [r10 + {FUNCTION}]
+    .hidden trapline_walking
+    .globl trapline_walking
+trapline_walking:
     add rsp, 40
     .cfi_adjust_cfa_offset -40
     ret

@@ -1,0 +1,71 @@
+//! The threads of another process, which its tracer has stopped: are they inside?
+//!
+//! Owns [`OtherProcess`]. A recorder traces its targets for long, and has its own way of stopping them; what it asks about the threads then is
+//! what is asked of one's own, and is answered by the same search. It may allocate: the locks of the target are not its own.
+
+use std::io;
+
+use trapline_engine::{Addr, Mode};
+
+use super::{
+    RangeSet, Tid,
+    inside::{Blocker, Context, Inspector},
+    memory_map::{MapsFile, MemoryMap},
+};
+use crate::sys::{memory::OtherMemory, ptrace::Registers, restart};
+
+/// The memory of a process whose threads stand still.
+pub struct OtherProcess {
+    map: MemoryMap,
+    memory: OtherMemory,
+}
+
+impl std::fmt::Debug for OtherProcess {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OtherProcess").field("tid", &self.memory.tid).finish_non_exhaustive()
+    }
+}
+
+impl OtherProcess {
+    /// Reads what is mapped where. `tid` is any of the threads. True until they go on.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn new(tid: Tid) -> io::Result<Self> {
+        let maps = MapsFile::open_other(tid)?;
+        Ok(Self { map: MemoryMap::snapshot(&maps)?, memory: OtherMemory { tid } })
+    }
+
+    /// Why a stopped thread with these registers may return to `words`, or is in `contexts`, or comes back there from a signal handler. `None` if
+    /// it certainly does not. A word of a stack counts if the call before it is in `words`.
+    pub fn blocker_of(
+        &self,
+        tid: Tid,
+        registers: &libc::user_regs_struct,
+        words: &RangeSet,
+        contexts: &RangeSet,
+    ) -> Option<Blocker> {
+        let registers = Registers::from(*registers);
+        if registers.is_kernel_worker() {
+            return None;
+        }
+        let thread_pointer = registers.raw().fs_base;
+        let context = Context {
+            pc: registers.pc(),
+            sp: registers.sp(),
+            restart: registers.restarted_syscall(),
+            thread_pointer: (thread_pointer != 0).then_some(Addr::new(thread_pointer)),
+            floor: None,
+        };
+        let inspector = Inspector::new(Mode::Bits64, &self.memory, &self.map, words);
+        inspector.with_contexts(contexts).blocker_of(tid, context)
+    }
+}
+
+/// Whether the system call that a stopped thread is in fails because it was interrupted, and may be started again instead:
+/// most calls that ptrace interrupts restart by themselves, a few return `EINTR`, which no signal of the program explains.
+pub fn may_start_again(registers: &libc::user_regs_struct) -> bool {
+    let number = isize::try_from(registers.orig_rax.cast_signed()).unwrap_or(-1);
+    let is_interrupted = registers.rax.cast_signed() == -i64::from(libc::EINTR);
+    is_interrupted && number >= 0 && restart::may_start_again(number)
+}

@@ -1,0 +1,68 @@
+//! Which instruction of a stub stands for which of the program's.
+//!
+//! Owns [`Places`], the recorder's reading of the tables that `trapline_abi::agent` describes. Threads that stand still are moved by it: from the middle of
+//! what is about to be replaced into a stub, and from a stub back. Only from one instruction's beginning to another's.
+
+use std::{io, mem::offset_of};
+
+use trapline_abi::agent::{CALLED_CODE, Config, ENTRY_CODE, NO_CODE, StubArea, StubPlace};
+use trapline_engine::{Addr, AddrRange};
+
+use crate::{space::AgentAt, sys::memory::Memory};
+
+/// An area of stubs, and its table.
+#[derive(Debug)]
+struct Area {
+    range: AddrRange,
+    /// Stub and code, both from the area's start.
+    places: Vec<(u32, i32)>,
+}
+
+/// The tables of a process.
+#[derive(Debug)]
+pub(crate) struct Places(Vec<Area>);
+
+impl Places {
+    /// Reads them.
+    pub(crate) fn read(memory: &Memory, agent: &AgentAt) -> io::Result<Self> {
+        /// No process has as many modules.
+        const MOST_AREAS: usize = 1 << 16;
+        let mut areas = Vec::new();
+        let mut next = memory.read_word(agent.config.after(offset_of!(Config, areas)))?;
+        while next != 0 && areas.len() < MOST_AREAS {
+            let at = Addr::new(next);
+            let head = memory.read_vec(at, size_of::<StubArea>())?;
+            let word = |at: usize| head[at..].first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+            let half = |at: usize| head[at..].first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes));
+            let (places_at, count) =
+                (half(offset_of!(StubArea, places_at)), half(offset_of!(StubArea, place_count)));
+            let table = memory.read_vec(at.after(places_at as usize), count as usize * size_of::<StubPlace>())?;
+            let place = |bytes: &[u8]| {
+                let half = |at: usize| bytes[at..].first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes));
+                (half(0), half(4).cast_signed())
+            };
+            let places = table.chunks_exact(size_of::<StubPlace>()).map(place).collect();
+            areas.push(Area { range: AddrRange::new(at, word(offset_of!(StubArea, len_bytes))), places });
+            next = word(offset_of!(StubArea, next));
+        }
+        Ok(Self(areas))
+    }
+
+    /// The instruction of the program that the one at `stub` stands for.
+    pub(crate) fn code_at(&self, stub: Addr) -> Option<Addr> {
+        let area = self.0.iter().find(|area| area.range.contains(stub))?;
+        let offset = u32::try_from(stub.distance_from(area.range.start)).ok()?;
+        let index = area.places.binary_search_by_key(&offset, |(stub, _)| *stub).ok()?;
+        let code = area.places[index].1;
+        (![NO_CODE, ENTRY_CODE, CALLED_CODE].contains(&code)).then(|| area.range.start.offset(code.into()))
+    }
+
+    /// The last instruction of a stub that stands for the one at `code`: behind the call of an entry.
+    pub(crate) fn stub_of(&self, code: Addr) -> Option<Addr> {
+        self.0.iter().find_map(|area| {
+            let wanted = i32::try_from(code.distance_from(area.range.start)).ok()?;
+            let place = area.places.iter().rfind(|(_, code)| *code == wanted)?;
+            Some(area.range.start.after(place.0 as usize))
+        })
+    }
+}

@@ -1,0 +1,511 @@
+//! Processes that run already: recorded for a while, and left as they were.
+//!
+//! Owns how the [tracer](crate::tracer) comes into a process and leaves it. Coming:
+//!
+//! 1. All threads are seized while they run.
+//! 2. What is to be mapped and edited is [prepared](crate::pending) while they run.
+//! 3. They stand still. One of them maps the agent and all the rest; each gets a pointer to a state of its own; who is in the middle of an instruction that will
+//!    be another is moved into the stub, and functions that somebody returns into the middle of are left alone; the code is edited.
+//! 4. They go on. From here on all is as if the program had been launched.
+//!
+//! Leaving is [`crate::leave`]'s, tried again until nobody is in the agent. Invariant: if any of it fails, the process is as it was.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use trapline_abi::agent::INJECTED_THREAD_OFFSET;
+use trapline_engine::{Addr, AddrRange};
+use trapline_image::Write;
+use trapline_process::quiesce::{How as Tie, OtherProcess, RangeSet};
+use trapline_trace::How;
+
+use super::{
+    AT_LEAST, Outcome, Task, Tracer, id_inside,
+    stop::{Crowd, Still},
+};
+use crate::{
+    arm::{self, Armory},
+    drain::{Message, SpaceId},
+    error::{Doing, Error},
+    exec::{self, Untraceable},
+    inject::{Gadgets, Layout, ThreadRoom},
+    leave::Inside,
+    pending::Pending,
+    places::Places,
+    pool::Pool,
+    remote::Remote,
+    space::{Space, ThreadPointer},
+    sys::{
+        Tid, maps,
+        memory::Memory,
+        ptrace, spawn,
+    },
+    text,
+};
+
+/// How long threads may take to stand still, the first time and at most.
+const PATIENCE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+
+/// How long it is tried again to come or to leave.
+const PERSISTENCE: Duration = Duration::from_secs(20);
+
+/// Between two attempts, the first time and at most.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(200));
+
+/// Everything that was prepared for one process.
+struct Plan {
+    /// `None` once it is done.
+    pending: Option<Pending>,
+    space: Space,
+    layout: Layout,
+    base: Addr,
+    gadgets: Gadgets,
+    /// What was mapped then.
+    objects: Vec<(AddrRange, u64)>,
+}
+
+impl Tracer<'_> {
+    /// Records a process that runs, and what comes from it, until it ends, somebody wants us to end, or `duration` has passed.
+    pub(crate) fn run_attached(mut self, pid: Tid, duration: Option<Duration>) -> Result<(Outcome, Armory), Error> {
+        self.main = pid;
+        let process = self.new_process(pid, None, How::Attached);
+        self.seize_all(pid, process)?;
+        self.arm_running(pid, process)?;
+        let end = duration.map(|duration| Instant::now() + duration);
+        while !self.tasks.is_empty() && self.heard.is_empty() {
+            let left = end.map_or(AT_LEAST, |end| end.saturating_duration_since(Instant::now()));
+            if left.is_zero() {
+                break;
+            }
+            self.attend(Instant::now() + left.min(AT_LEAST))?;
+        }
+        self.leave_all();
+        Ok((self.outcome, self.armory))
+    }
+
+    /// Sees to what happens, until a moment or something that people have sent.
+    fn attend(&mut self, until: Instant) -> Result<(), Error> {
+        while self.heard.is_empty() {
+            match ptrace::poll_any() {
+                Ok(Some((tid, stop))) => self.stopped(tid, stop),
+                Ok(None) => {
+                    self.see_to_requests();
+                    self.toggle();
+                    let left = until.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        break;
+                    }
+                    let patience = self.toggler.as_ref().map_or(left, |toggler| toggler.wait().min(left));
+                    let patience = patience + Duration::from_millis(1);
+                    self.heard = self.inbox.wait(patience).doing(|| "waiting for the program".to_owned())?;
+                }
+                // No thread is left.
+                Err(_) => break,
+            }
+        }
+        Ok(())
+    }
+
+    /// Seizes all threads of a process.
+    fn seize_all(&mut self, pid: Tid, process: u32) -> Result<(), Error> {
+        loop {
+            let mut found = 0;
+            for tid in threads_of(pid) {
+                if self.tasks.contains_key(&tid) || self.expected.contains(&tid) {
+                    continue;
+                }
+                match ptrace::seize(tid) {
+                    Ok(()) => {}
+                    Err(error) if error.raw_os_error() == Some(libc::ESRCH) => continue,
+                    Err(_) if super::status_field(tid, "State:").is_none_or(|state| state.starts_with(['Z', 'X'])) => {
+                        continue;
+                    }
+                    // A new thread of one that we trace already: the kernel has seized it for us.
+                    Err(_) if super::status_field(tid, "TracerPid:") == Some(spawn::own_tid().to_string()) => continue,
+                    Err(error) => return Err(error).doing(|| format!("tracing thread {tid} of process {pid}")),
+                }
+                found += 1;
+                self.tasks.insert(tid, Task::new(process, id_inside(tid)));
+            }
+            if found == 0 {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Arms a process that runs.
+    fn arm_running(&mut self, pid: Tid, process: u32) -> Result<(), Error> {
+        let not_traceable = |reason: Untraceable| Error::NotAttachable { pid, reason: reason.0 };
+        let started = Instant::now();
+        let (mut patience, mut pause) = (PATIENCE.0, PAUSE.0);
+        loop {
+            let mut plan = self.plan(process).map_err(not_traceable)?;
+            self.seize_all(pid, process)?;
+            if let Some(still) = self.stop(Crowd::Process(process), patience) {
+                if self.is_complete(pid, &still) && self.is_current(&still, &plan) {
+                    let is_last = started.elapsed() > PERSISTENCE / 4;
+                    match self.carry_out(&still, &mut plan, is_last).map_err(not_traceable) {
+                        Ok(true) => {
+                            self.armed(&still, plan, process);
+                            self.resume_all(still);
+                            return Ok(());
+                        }
+                        Ok(false) => {}
+                        Err(error) => {
+                            self.release_all(still);
+                            return Err(error);
+                        }
+                    }
+                }
+                self.resume_all(still);
+            }
+            if !self.tasks.values().any(|task| task.process == process) {
+                return Err(not_traceable(Untraceable("it has ended".to_owned())));
+            }
+            if started.elapsed() > PERSISTENCE {
+                return Err(not_traceable(Untraceable("its threads do not stand still, or its libraries keep changing; try again when it is quieter".to_owned())));
+            }
+            self.attend(Instant::now() + pause)?;
+            pause = (pause * 2).min(PAUSE.1);
+            patience = (patience * 2).min(PATIENCE.1);
+        }
+    }
+
+    /// Prepares everything, while the process runs.
+    fn plan(&mut self, process: u32) -> Result<Plan, Untraceable> {
+        let tid = self.some_thread(process)?;
+        let memory = Arc::new(Memory::open(tid)?);
+        let mappings = maps::read(tid)?;
+        let objects = code_of(&mappings);
+        let none = |what: &str| Untraceable(format!("there is no {what} in it"));
+        let gadgets = Gadgets::find(&memory, &mappings, &[]).ok_or_else(|| none("code that makes system calls"))?;
+        let linker = exec::loaded_linker(tid, &memory, &mut self.linkers)?;
+        let layout = Layout::new(self.armory.injected_agent())
+            .ok_or_else(|| Untraceable("the agent cannot be mapped as it was built".to_owned()))?;
+        let mut pending = Pending::new(Arc::clone(&memory), mappings, 0);
+        let mut place = |len_bytes: u64| {
+            let near = AddrRange::new(linker.debug_state, 1);
+            let at = pending.find_hole(near, len_bytes).ok_or_else(|| none("room near its dynamic linker"))?;
+            pending.reserve(AddrRange::new(at, len_bytes));
+            Ok::<_, Untraceable>(at)
+        };
+        let base = place(layout.len_bytes)?;
+        let room = ThreadRoom::new(place(ThreadRoom::LEN_BYTES)?);
+        let mut agent = arm::agent_at(self.armory.injected_agent(), base, ThreadPointer::Given)?;
+        agent.thread_offset = INJECTED_THREAD_OFFSET.cast_signed();
+        let mut space = Space::new(agent);
+        space.memory = Some(memory);
+        space.pool = Some(Arc::new(Pool::new(self.options.chunks, self.options.on_full)?));
+        space.room = Some(room);
+        self.armory.prepare_modules(&mut pending, tid, process, &mut space, self.options, self.drain)?;
+        match arm::hook_linker(&mut pending, &agent, linker.debug_state, linker.linker_state) {
+            Err(_) if self.options.libraries.is_empty() => {}
+            hooked => hooked?,
+        }
+        Ok(Plan { pending: Some(pending), space, layout, base, gadgets, objects })
+    }
+
+    /// A thread of a process whose memory can be read.
+    fn some_thread(&self, process: u32) -> Result<Tid, Untraceable> {
+        let mut threads = self.tasks.iter().filter(|(tid, task)| task.process == process && !self.zombies.contains(tid));
+        threads.next().map(|(tid, _)| *tid).ok_or_else(|| Untraceable("it has ended".to_owned()))
+    }
+
+    /// Whether these are all threads of the process.
+    fn is_complete(&self, pid: Tid, still: &Still) -> bool {
+        threads_of(pid).iter().all(|tid| {
+            still.parked.contains_key(tid)
+                || super::status_field(*tid, "State:").is_none_or(|state| state.starts_with(['Z', 'X']))
+        })
+    }
+
+    /// Whether the process has mapped what it had when it was prepared for.
+    fn is_current(&self, still: &Still, plan: &Plan) -> bool {
+        let any = still.parked.keys().next();
+        any.is_some_and(|tid| maps::read(*tid).is_ok_and(|mappings| code_of(&mappings) == plan.objects))
+    }
+
+    /// Does what was prepared. `Ok(false)` if it is worth to try again, and then nothing was changed: a thread is in the way that will not be there for long.
+    fn carry_out(&mut self, still: &Still, plan: &mut Plan, is_last: bool) -> Result<bool, Untraceable> {
+        let Plan { pending, space, layout, base, gadgets, .. } = plan;
+        let (Some(memory), Some(pool)) = (space.memory.clone(), space.pool.clone()) else { return Ok(false) };
+        let Some(planned) = pending else { return Ok(false) };
+        let writes = all_writes(planned, space);
+        let threads = still.threads();
+        let mut blocked = blocked_writes(&threads, &writes)?;
+        for &tid in &threads {
+            let at = goes_on_at(&ptrace::registers(tid)?);
+            blocked.extend(edit_around(&planned.others, at).map(|index| planned.others[index]));
+        }
+        if !blocked.is_empty() && !is_last {
+            return Ok(false);
+        }
+        let tid = worker(&threads);
+        let mut remote = Remote::by_gadgets(tid, &memory, *gadgets)?;
+        let mapped = (|| -> Result<(), Untraceable> {
+            layout.map(&mut remote, &memory, *base)?;
+            space.mapped.push(AddrRange::new(*base, layout.len_bytes));
+            space.code.push(layout.code(*base));
+            if let Some(room) = &space.room {
+                room.map(&mut remote)?;
+                space.mapped.push(room.range);
+            }
+            planned.map(&mut remote, space)?;
+            space.map_pool(&mut remote, &memory, &pool, &maps::read(tid)?)?;
+            arm::write_config(&memory, &space.agent, self.options)?;
+            Ok(())
+        })();
+        if let Err(reason) = mapped {
+            for range in &space.mapped {
+                let _ = remote.unmap(range.start, range.len_bytes());
+            }
+            self.requeue(tid, remote.finish()?);
+            return Err(reason);
+        }
+        self.requeue(tid, remote.finish()?);
+        for &tid in &threads {
+            give_pointer(tid, space, &mut self.tasks)?;
+        }
+        let places = Places::read(&memory, &space.agent)?;
+        for &tid in &threads {
+            blocked.extend(move_into_stub(tid, &writes, &places)?);
+        }
+        if let Some(pending) = pending.take() {
+            pending.edit_code(space, self.drain)?;
+        }
+        let count = text::undo(&memory, &mut blocked)?;
+        self.armory.leave_out(count as u64);
+        Ok(true)
+    }
+
+    /// Signals that came to a thread that worked for us.
+    fn requeue(&self, tid: Tid, signals: Vec<i32>) {
+        for signal in signals {
+            spawn::kill(tid, signal);
+        }
+    }
+
+    /// The process is armed, and its threads stand still.
+    fn armed(&mut self, still: &Still, plan: Plan, process: u32) {
+        let id = SpaceId(self.next_space);
+        self.next_space += 1;
+        let mut space = plan.space;
+        space.tasks = still.parked.len();
+        if let Some(pool) = &space.pool {
+            self.drain.tell(Message::Pool(id, Arc::clone(pool)));
+            let pid_inside = id_inside(self.main);
+            self.drain.tell(Message::Process { space: id, pid_inside, pid: self.main, process });
+        }
+        for tid in still.parked.keys() {
+            if let Some(task) = self.tasks.get_mut(tid) {
+                task.space = Some(id);
+            }
+        }
+        self.spaces.insert(id, space);
+        self.outcome.processes += 1;
+    }
+
+    /// Leaves all processes that are recorded.
+    fn leave_all(&mut self) {
+        self.is_leaving = true;
+        let started = Instant::now();
+        while let Some(id) = self.spaces.keys().next().copied() {
+            if let Err(inside) = self.leave(id, started) {
+                let text = format!("thread {} is still at {}; the agent stays in its process", inside.tid, inside.at);
+                self.outcome.left.push(text);
+                self.forget_space(id);
+            }
+        }
+    }
+
+    fn forget_space(&mut self, id: SpaceId) {
+        self.tasks.retain(|_, task| task.space != Some(id));
+        if let Some(space) = self.spaces.remove(&id) {
+            if let Some(pool) = &space.pool {
+                pool.close();
+            }
+            self.drain.tell(Message::SpaceEnded(id));
+        }
+    }
+
+    /// Leaves a process, or says who is in the way.
+    fn leave(&mut self, id: SpaceId, started: Instant) -> Result<(), Inside> {
+        let mut inside = Inside { tid: 0, at: Addr::default() };
+        let (mut patience, mut pause) = (PATIENCE.0, PAUSE.0);
+        loop {
+            let space = self.spaces.get(&id).and_then(|space| Some((space.footprint()?, space.memory.clone()?)));
+            let Some((mut footprint, memory)) = space else {
+                self.forget_space(id);
+                return Ok(());
+            };
+            if let Some(still) = self.stop(Crowd::Space(id), patience) {
+                let threads = still.threads();
+                let is_clear = footprint.disarm(&memory).and_then(|()| footprint.lead_out(&threads, &memory));
+                match is_clear {
+                    Ok(None) => {
+                        if let Err(error) = self.withdraw(&threads, &footprint, &memory) {
+                            self.outcome.left.push(error.0);
+                        }
+                        self.release_all(still);
+                        self.forget_space(id);
+                        return Ok(());
+                    }
+                    Ok(Some(found)) => inside = found,
+                    // A thread was killed: the whole process is about to end.
+                    Err(_) => {}
+                }
+                self.resume_all(still);
+            }
+            if started.elapsed() > PERSISTENCE {
+                return Err(inside);
+            }
+            let heard = std::mem::take(&mut self.heard);
+            // Whoever wants us to end has said so already.
+            let _ = self.attend(Instant::now() + pause);
+            self.heard = heard;
+            pause = (pause * 2).min(PAUSE.1);
+            patience = (patience * 2).min(PATIENCE.1);
+        }
+    }
+
+    /// Takes everything out of a process that nobody comes back to.
+    fn withdraw(&mut self, threads: &[Tid], footprint: &crate::leave::Footprint, memory: &Memory) -> Result<(), Untraceable> {
+        for &tid in threads {
+            let mut registers = ptrace::registers(tid)?;
+            registers.gs_base = 0;
+            ptrace::set_registers(tid, &registers)?;
+        }
+        let tid = worker(threads);
+        let mappings = maps::read(tid)?;
+        let gadgets = Gadgets::find(memory, &mappings, &footprint.code)
+            .ok_or_else(|| Untraceable("there is no code in it that makes system calls; our memory stays".to_owned()))?;
+        let mut remote = Remote::by_gadgets(tid, memory, gadgets)?;
+        let unmapped = footprint.unmap(tid, &mut remote, memory);
+        self.requeue(tid, remote.finish()?);
+        unmapped?;
+        Ok(())
+    }
+
+    /// Gives a new thread a pointer to its state, if threads of its process need one.
+    pub(super) fn begin_thread(&mut self, tid: Tid) -> std::io::Result<()> {
+        let task = self.tasks.get(&tid).filter(|task| task.is_to_be_given);
+        let Some(id) = task.and_then(|task| task.space) else { return Ok(()) };
+        let Some(space) = self.spaces.get_mut(&id) else { return Ok(()) };
+        give_pointer(tid, space, &mut self.tasks).map_err(|reason| std::io::Error::other(reason.0))
+    }
+}
+
+/// Gives a stopped thread a pointer to its state.
+fn give_pointer(tid: Tid, space: &mut Space, tasks: &mut std::collections::HashMap<Tid, Task>) -> Result<(), Untraceable> {
+    let (Some(memory), Some(room)) = (space.memory.clone(), &mut space.room) else { return Ok(()) };
+    let mut registers = ptrace::registers(tid)?;
+    if is_kernels(&registers) {
+        return Ok(());
+    }
+    let pointer = room.take(&memory)?;
+    if let Some(task) = tasks.get_mut(&tid) {
+        task.given = Some(pointer);
+    }
+    registers.gs_base = pointer.value();
+    ptrace::set_registers(tid, &registers)?;
+    Ok(())
+}
+
+/// Whether a thread is one of the kernel's own in the process (`io_uring`), which never runs its code.
+fn is_kernels(registers: &libc::user_regs_struct) -> bool {
+    registers.rip == 0 && registers.rsp == 0
+}
+
+/// The thread that makes system calls for us: rather one whose own is simply made again.
+fn worker(threads: &[Tid]) -> Tid {
+    const ERESTART_RESTARTBLOCK: i64 = -516;
+    let is_simple = |tid: &&Tid| {
+        ptrace::registers(**tid).is_ok_and(|registers| {
+            !is_kernels(&registers) && (registers.orig_rax.cast_signed() < 0 || registers.rax.cast_signed() != ERESTART_RESTARTBLOCK)
+        })
+    };
+    threads.iter().find(is_simple).or(threads.first()).copied().unwrap_or(0)
+}
+
+/// All edits, in order.
+fn all_writes(pending: &Pending, space: &Space) -> Vec<Write> {
+    let stubs = space.stubs.values().flat_map(|stubs| stubs.writes.iter());
+    let mut writes: Vec<Write> = pending.others.iter().chain(stubs).copied().collect();
+    writes.sort_by_key(|write| write.at);
+    writes
+}
+
+/// The edit that has an address between its first byte and its end.
+fn edit_around(writes: &[Write], at: Addr) -> Option<usize> {
+    let index = writes.partition_point(|write| write.at < at).checked_sub(1)?;
+    (at < writes[index].at.after(writes[index].new.len())).then_some(index)
+}
+
+/// Where a stopped thread goes on: the system call that is made again, or the next instruction.
+fn goes_on_at(registers: &libc::user_regs_struct) -> Addr {
+    let is_restarted = registers.orig_rax.cast_signed() >= 0 && matches!(registers.rax.cast_signed(), -516 | -514..=-512);
+    Addr::new(registers.rip).offset(if is_restarted { -2 } else { 0 })
+}
+
+/// Moves a thread that is in the middle of an edit to the same place in the stub. Returns the edit if there is none.
+fn move_into_stub(tid: Tid, writes: &[Write], places: &Places) -> Result<Option<Write>, Untraceable> {
+    let mut registers = ptrace::registers(tid)?;
+    let at = goes_on_at(&registers);
+    let Some(edit) = edit_around(writes, at) else { return Ok(None) };
+    let Some(stub) = places.stub_of(at) else { return Ok(Some(writes[edit])) };
+    let distance = Addr::new(registers.rip).distance_from(at);
+    registers.rip = stub.offset(distance).value();
+    ptrace::set_registers(tid, &registers)?;
+    Ok(None)
+}
+
+/// The edits that somebody returns into the middle of, or comes back to from a signal handler.
+fn blocked_writes(threads: &[Tid], writes: &[Write]) -> Result<Vec<Write>, Untraceable> {
+    let mut blocked: Vec<Write> = Vec::new();
+    let Some(any) = threads.first() else { return Ok(blocked) };
+    let process = OtherProcess::new(*any)?;
+    let mut open = writes.to_vec();
+    'sets: loop {
+        // The call before a return address is in a window that it returns into. The first instruction counts too, which is too much, and harmless.
+        let windows = open.iter().map(|write| AddrRange::new(write.at, write.new.len() as u64 - 1));
+        let words = RangeSet::new(windows);
+        for &tid in threads {
+            let mut registers = ptrace::registers(tid)?;
+            if is_kernels(&registers) {
+                continue;
+            }
+            // Where it is itself is seen to by moving it.
+            (registers.rip, registers.orig_rax) = (1, u64::MAX);
+            let Some(blocker) = process.blocker_of(tid, &registers, &words, &words) else { continue };
+            let at = match blocker.how {
+                Tie::StackWord { .. } => blocker.at.offset(-1),
+                Tie::Unscannable => {
+                    return Err(Untraceable(format!("the stack of its thread {tid} at {} cannot be searched", blocker.at)));
+                }
+                _ => blocker.at,
+            };
+            let is_it = |write: &mut Write| write.at <= at && at < write.at.after(write.new.len());
+            let before = open.len();
+            blocked.extend(open.extract_if(.., is_it));
+            if open.len() == before {
+                return Err(Untraceable(format!("thread {tid} is in the way at {}", blocker.at)));
+            }
+            continue 'sets;
+        }
+        return Ok(blocked);
+    }
+}
+
+/// What is mapped of files' code.
+fn code_of(mappings: &[maps::Mapping]) -> Vec<(AddrRange, u64)> {
+    let code = mappings.iter().filter(|mapping| mapping.is_executable && mapping.inode != 0);
+    code.map(|mapping| (mapping.range, mapping.inode)).collect()
+}
+
+/// The threads of a process.
+fn threads_of(pid: Tid) -> Vec<Tid> {
+    let Ok(entries) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
+    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
+}

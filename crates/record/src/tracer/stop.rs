@@ -1,0 +1,199 @@
+//! Threads of the traced tree standing still, for a moment.
+//!
+//! Owns [`Still`] and how the [tracer](crate::tracer) makes one. It traces the threads for long, so they are only interrupted; what happens to them and to
+//! others meanwhile is seen to as ever, but that a thread of the crowd stays where it stopped. Invariant: whoever stopped goes on, with the signal that it was about
+//! to get; a process that was stopped stays so. If not all of them stop in time, all go on.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+use super::{Task, Tracer};
+use crate::{
+    drain::SpaceId,
+    sys::{
+        Tid,
+        ptrace::{self, Stop},
+        spawn::{self, Urgent},
+    },
+};
+
+/// Whose threads are to stand still.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Crowd {
+    /// Those of a process, by its number.
+    Process(u32),
+    /// Those that use a memory.
+    Space(SpaceId),
+    /// This one.
+    Task(Tid),
+}
+
+impl Crowd {
+    fn has(self, tid: Tid, task: &Task) -> bool {
+        match self {
+            Self::Process(process) => task.process == process,
+            Self::Space(space) => task.space == Some(space),
+            Self::Task(only) => tid == only,
+        }
+    }
+}
+
+/// How a thread goes on that stands still.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Parked {
+    /// With this signal, or 0.
+    With(i32),
+    /// Not before its group does.
+    Stopped,
+}
+
+/// A crowd that stands still.
+#[derive(Debug)]
+pub(super) struct Still {
+    crowd: Crowd,
+    /// Its threads.
+    pub(super) parked: HashMap<Tid, Parked>,
+    since: Instant,
+    _urgent: Urgent,
+}
+
+impl Still {
+    /// The threads.
+    pub(super) fn threads(&self) -> Vec<Tid> {
+        let mut threads: Vec<Tid> = self.parked.keys().copied().collect();
+        threads.sort_unstable();
+        threads
+    }
+}
+
+/// How long threads stood still.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Stops {
+    /// How often.
+    pub count: u32,
+    /// The longest time.
+    pub longest: Duration,
+}
+
+/// How often it is looked for threads that have ended and are not reported.
+const LOOK_AROUND: Duration = Duration::from_millis(10);
+
+impl Tracer<'_> {
+    /// Stops a crowd; `None` if not all of them stop in time, or none is left.
+    pub(super) fn stop(&mut self, crowd: Crowd, patience: Duration) -> Option<Still> {
+        let since = Instant::now();
+        let mut still = Still { crowd, parked: HashMap::new(), since, _urgent: Urgent::new() };
+        for (tid, task) in &self.tasks {
+            if crowd.has(*tid, task) {
+                // Who is gone is reported.
+                let _ = ptrace::interrupt(*tid);
+            }
+        }
+        loop {
+            let mut members = self.tasks.iter().filter(|(tid, task)| crowd.has(**tid, task)).peekable();
+            members.peek()?;
+            if members.all(|(tid, _)| still.parked.contains_key(tid) || self.zombies.contains(tid)) {
+                return (!still.parked.is_empty()).then_some(still);
+            }
+            let left = patience.checked_sub(since.elapsed());
+            match (ptrace::poll_any(), left) {
+                (Ok(Some((tid, stop))), _) => self.park(&mut still, tid, stop),
+                (Ok(None), Some(left)) => {
+                    // Rounded up: a wait for nothing is none.
+                    let left = left + Duration::from_millis(1);
+                    let left = left.min(LOOK_AROUND);
+                    let heard = self.inbox.wait(left).unwrap_or_default();
+                    self.heard.extend(heard);
+                    self.find_zombies(&still);
+                }
+                _ => {
+                    self.resume_all(still);
+                    return None;
+                }
+            }
+        }
+    }
+
+    /// A first thread that has ended is not reported before the last one has.
+    fn find_zombies(&mut self, still: &Still) {
+        let missing = self.tasks.iter().filter(|(tid, task)| still.crowd.has(**tid, task) && !still.parked.contains_key(tid));
+        let is_zombie = |tid: &Tid| super::status_field(*tid, "State:").is_some_and(|state| state.starts_with('Z'));
+        let zombies: Vec<Tid> = missing.map(|(tid, _)| *tid).filter(is_zombie).collect();
+        self.zombies.extend(zombies);
+    }
+
+    fn park(&mut self, still: &mut Still, tid: Tid, stop: Stop) {
+        if matches!(stop, Stop::Exited(_) | Stop::Killed(_)) {
+            still.parked.remove(&tid);
+            return self.stopped(tid, stop);
+        }
+        if !self.tasks.get(&tid).is_some_and(|task| still.crowd.has(tid, task)) {
+            return self.stopped(tid, stop);
+        }
+        let _ = ptrace::hide_interruption(tid);
+        let is_new = self.expected.remove(&tid);
+        let parked = match stop {
+            Stop::Fork | Stop::Vfork | Stop::Clone => {
+                if let Err(error) = self.try_created(tid, stop) {
+                    self.note_failure(tid, &error);
+                }
+                Parked::With(0)
+            }
+            Stop::VforkDone => {
+                self.has_vforked(tid);
+                Parked::With(0)
+            }
+            Stop::Exec => {
+                still.parked.remove(&tid);
+                return self.stopped(tid, stop);
+            }
+            Stop::WithItsGroup => Parked::Stopped,
+            Stop::Signal(signal) => Parked::With(signal),
+            _ => Parked::With(0),
+        };
+        if is_new {
+            for signal in self.began(tid) {
+                spawn::kill(tid, signal);
+            }
+        }
+        still.parked.insert(tid, parked);
+    }
+
+    /// Lets all go on.
+    pub(super) fn resume_all(&mut self, still: Still) {
+        for (tid, parked) in &still.parked {
+            // An error means that the thread is gone.
+            let _ = match parked {
+                Parked::With(signal) => ptrace::resume(*tid, *signal),
+                Parked::Stopped => ptrace::listen(*tid),
+            };
+            if self.requests.contains_key(tid) {
+                // It waits for us to look at its objects, and has stopped for something else.
+                let _ = ptrace::interrupt(*tid);
+            }
+        }
+        self.was_still(&still);
+    }
+
+    /// Lets all go for good.
+    pub(super) fn release_all(&mut self, still: Still) {
+        for (tid, parked) in &still.parked {
+            let signal = match parked {
+                Parked::With(signal) => *signal,
+                Parked::Stopped => 0,
+            };
+            let _ = ptrace::detach(*tid, signal);
+            self.tasks.remove(tid);
+            self.requests.remove(tid);
+        }
+        self.was_still(&still);
+    }
+
+    fn was_still(&mut self, still: &Still) {
+        self.outcome.stops.count += 1;
+        let longest = &mut self.outcome.stops.longest;
+        *longest = (*longest).max(still.since.elapsed());
+    }
+}
