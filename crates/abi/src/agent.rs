@@ -146,7 +146,7 @@ pub const SHADOW_MAPPED: u32 = 2;
 pub const INJECTED_THREAD_OFFSET: u64 = 64;
 
 /// From one thread pointer to the next.
-pub const INJECTED_THREAD_BYTES: u64 = 256;
+pub const INJECTED_THREAD_BYTES: usize = 256;
 
 /// How many functions a [`Detour`] can name.
 pub const DETOUR_HELPERS: usize = 3;
@@ -213,4 +213,4 @@ pub const CALLS: [u32; 12] = [9, 11, 14, 28, 35, 39, 62, 131, 186, 202, 257, 3];
 pub const ALL_FORBIDDEN: u64 = (1 << CALLS.len()) - 1;
 
 const _: () =
-    assert!(INJECTED_THREAD_OFFSET + size_of::<crate::thread::Thread>() as u64 <= INJECTED_THREAD_BYTES);
+    assert!(INJECTED_THREAD_OFFSET + size_of::<crate::thread::Thread>() as u64 <= INJECTED_THREAD_BYTES as u64);

@@ -162,7 +162,9 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
         }
         Err(error @ Error::NotFound(_)) => Ok(failed(&error, NOT_FOUND)),
         Err(error @ Error::NotExecutable { .. }) => Ok(failed(&error, NOT_EXECUTABLE)),
-        Err(error @ (Error::NotTraceable { .. } | Error::NotAttachable { .. })) => Err(Refused(error.to_string()).into()),
+        Err(error @ (Error::NotTraceable { .. } | Error::NotAttachable { .. })) => {
+            Err(Refused(error.to_string()).into())
+        }
         Err(error) => Err(error.into()),
     }
 }

@@ -98,7 +98,8 @@ impl Linkers {
         let Some(path) = mapping.and_then(|mapping| mapping.file(tid)) else {
             return Err(Untraceable("the file of its dynamic linker is gone".to_owned()));
         };
-        let silent = || Untraceable(format!("its dynamic linker {} does not say when objects are loaded", path.display()));
+        let silent =
+            || Untraceable(format!("its dynamic linker {} does not say when objects are loaded", path.display()));
         self.find(&path).ok_or_else(silent)
     }
 
@@ -202,7 +203,9 @@ pub(crate) struct LoadedLinker {
 /// The dynamic linker of a process that runs.
 pub(crate) fn loaded_linker(tid: Tid, memory: &Memory, linkers: &mut Linkers) -> Result<LoadedLinker, Untraceable> {
     let vector = fs::read(format!("/proc/{tid}/auxv"))?;
-    let word = |bytes: &[u8], at: usize| bytes.get(at..).and_then(|bytes| bytes.first_chunk()).map_or(0, |bytes| u64::from_le_bytes(*bytes));
+    let word = |bytes: &[u8], at: usize| {
+        bytes.get(at..).and_then(|bytes| bytes.first_chunk()).map_or(0, |bytes| u64::from_le_bytes(*bytes))
+    };
     let entry = vector.chunks_exact(16).find(|entry| word(entry, 0) == AT_BASE);
     let base = entry.map_or(0, |entry| word(entry, 8));
     if base == 0 {
@@ -217,7 +220,7 @@ fn check_debug_state(memory: &Memory, debug_state: Addr) -> Result<[u8; REPORT.l
     let mut code = [0; REPORT.len()];
     memory.read(debug_state, &mut code)?;
     let does_nothing = code.strip_prefix(&ENDBR64).unwrap_or(&code).first() == Some(&RET);
-    if !does_nothing || debug_state.value() % FUNCTION_ALIGN != 0 {
+    if !does_nothing || !debug_state.value().is_multiple_of(FUNCTION_ALIGN) {
         return Err(Untraceable(format!("the function at {debug_state} in its dynamic linker does something")));
     }
     Ok(code)

@@ -114,7 +114,8 @@ pub(crate) fn signal_frame(
 pub(crate) fn state_bytes(xstate: &[u8]) -> usize {
     /// The area of FXSAVE, and the header.
     const FIRST_BYTES: usize = 512 + 64;
-    let enabled = xstate.get(SOFTWARE_AT..).and_then(|bytes| bytes.first_chunk()).map_or(0, |bytes| u64::from_le_bytes(*bytes));
+    let enabled =
+        xstate.get(SOFTWARE_AT..).and_then(|bytes| bytes.first_chunk()).map_or(0, |bytes| u64::from_le_bytes(*bytes));
     let enabled = enabled & FEATURES;
     let ends = (2..64_u32).filter(|feature| enabled >> feature & 1 == 1).map(|feature| {
         // Size and offset (SDM volume 1, "Determining the XSAVE Managed Feature States").

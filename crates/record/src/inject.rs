@@ -77,7 +77,8 @@ impl Layout {
     }
 
     fn put(&mut self, at: u64, word: u64) -> Option<()> {
-        let (start, piece) = self.pieces.iter_mut().find(|(start, piece)| (*start..start + piece.len() as u64).contains(&at))?;
+        let (start, piece) =
+            self.pieces.iter_mut().find(|(start, piece)| (*start..start + piece.len() as u64).contains(&at))?;
         let offset = usize::try_from(at - *start).ok()?;
         piece.get_mut(offset..offset + 8)?.copy_from_slice(&word.to_le_bytes());
         Some(())
@@ -100,13 +101,13 @@ impl Layout {
 pub(crate) struct ThreadRoom {
     /// Where it is.
     pub(crate) range: AddrRange,
-    used: u64,
+    used: usize,
     free: Vec<Addr>,
 }
 
 impl ThreadRoom {
     /// More threads than Linux allows by default. Pages that nobody touches take no memory.
-    pub(crate) const LEN_BYTES: u64 = INJECTED_THREAD_BYTES << 16;
+    pub(crate) const LEN_BYTES: u64 = (INJECTED_THREAD_BYTES as u64) << 16;
 
     /// Room at this address, all of it free.
     pub(crate) fn new(at: Addr) -> Self {
@@ -122,14 +123,14 @@ impl ThreadRoom {
     /// A pointer for a thread that has none, and its state as it is when a thread begins.
     pub(crate) fn take(&mut self, memory: &Memory) -> io::Result<Addr> {
         let next = || {
-            let at = self.range.start.offset((self.used * INJECTED_THREAD_BYTES).cast_signed());
+            let at = self.range.start.after(self.used * INJECTED_THREAD_BYTES);
             self.range.contains(at).then(|| {
                 self.used += 1;
                 at
             })
         };
         let at = self.free.pop().or_else(next).ok_or_else(|| io::Error::other("it has too many threads"))?;
-        let mut state = [0; INJECTED_THREAD_BYTES as usize];
+        let mut state = [0; INJECTED_THREAD_BYTES];
         state[..8].copy_from_slice(&at.value().to_le_bytes());
         memory.write(at, &state)?;
         Ok(at)
@@ -150,12 +151,19 @@ pub(crate) struct Gadgets {
     pub(crate) sigreturn: Addr,
 }
 
+const SYSCALL_RET: &[u8] = &[0x0f, 0x05, 0xc3];
+/// mov rax, 15; syscall.
+const SIGRETURN: &[u8] = &[0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05];
+
 impl Gadgets {
+    /// Whether they are where they were: what they are in may have been unloaded.
+    pub(crate) fn are_there(self, memory: &Memory) -> bool {
+        let is = |at: Addr, what: &[u8]| memory.read_vec(at, what.len()).is_ok_and(|bytes| bytes == what);
+        is(self.syscall_ret, SYSCALL_RET) && is(self.sigreturn, SIGRETURN)
+    }
+
     /// Looks for them in the code that a process has mapped, but not in ours.
     pub(crate) fn find(memory: &Memory, mappings: &[Mapping], ours: &[AddrRange]) -> Option<Self> {
-        const SYSCALL_RET: &[u8] = &[0x0f, 0x05, 0xc3];
-        // mov rax, 15; syscall.
-        const SIGRETURN: &[u8] = &[0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05];
         let (mut syscall_ret, mut sigreturn) = (None, None);
         let is_ours = |mapping: &Mapping| ours.iter().any(|range| range.contains(mapping.range.start));
         for mapping in mappings.iter().filter(|mapping| mapping.is_executable && !is_ours(mapping)) {

@@ -21,6 +21,7 @@ use trapline_image::Write;
 use trapline_process::quiesce::{OtherProcess, RangeSet};
 
 use crate::{
+    inject::Gadgets,
     places::Places,
     remote::Remote,
     space::AgentAt,
@@ -44,6 +45,8 @@ pub(crate) struct Footprint {
     pub(crate) mapped: Vec<AddrRange>,
     /// Edits of the program's code.
     pub(crate) writes: Vec<Write>,
+    /// Code of its own that makes system calls.
+    pub(crate) gadgets: Gadgets,
 }
 
 /// Why a process cannot be left yet: a thread, and where it is.
@@ -104,8 +107,20 @@ impl Footprint {
         for &tid in threads {
             let registers = ptrace::registers(tid)?;
             let general = [
-                registers.r15, registers.r14, registers.r13, registers.r12, registers.rbp, registers.rbx, registers.r11,
-                registers.r10, registers.r9, registers.r8, registers.rax, registers.rcx, registers.rdx, registers.rsi,
+                registers.r15,
+                registers.r14,
+                registers.r13,
+                registers.r12,
+                registers.rbp,
+                registers.rbx,
+                registers.r11,
+                registers.r10,
+                registers.r9,
+                registers.r8,
+                registers.rax,
+                registers.rcx,
+                registers.rdx,
+                registers.rsi,
                 registers.rdi,
             ];
             // An unwinder looks for what is before a return address.
@@ -123,9 +138,11 @@ impl Footprint {
     /// The blocks of stack that have a shadow.
     fn shadowed_blocks(&self, memory: &Memory) -> io::Result<Vec<u64>> {
         let table = memory.read_vec(self.agent.shadows, SHADOW_ENTRIES as usize * size_of::<u32>())?;
-        let entries = table.chunks_exact(4).map(|bytes| bytes.first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes)));
+        let entries =
+            table.chunks_exact(4).map(|bytes| bytes.first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes)));
         let is_mapped = |entry: &u32| entry & ((1 << SHADOW_STATE_BITS) - 1) == SHADOW_MAPPED;
-        let mut blocks: Vec<u64> = entries.filter(is_mapped).map(|entry| u64::from(entry >> SHADOW_STATE_BITS)).collect();
+        let mut blocks: Vec<u64> =
+            entries.filter(is_mapped).map(|entry| u64::from(entry >> SHADOW_STATE_BITS)).collect();
         blocks.sort_unstable();
         Ok(blocks)
     }
@@ -212,14 +229,16 @@ mod tests {
 
     #[test]
     fn shadows_are_joined_up_to_what_is_others() {
-        let mapping = |start: u64, end: u64| Mapping::planned(AddrRange { start: Addr::new(start), end: Addr::new(end) });
+        let mapping =
+            |start: u64, end: u64| Mapping::planned(AddrRange { start: Addr::new(start), end: Addr::new(end) });
         let shadows = [0x1000_0000, 0x1080_0000, 0x1100_0000, 0x1120_0000];
         let ours = |start: u64| mapping(start, start + BLOCK_SHADOW_BYTES);
         let free = [ours(shadows[0]), ours(shadows[1]), mapping(shadows[2], shadows[3] + BLOCK_SHADOW_BYTES)];
         let range = |start: u64, end: u64| AddrRange { start: Addr::new(start), end: Addr::new(end) };
         assert_eq!(runs(&shadows, &free), [range(shadows[0], shadows[3] + BLOCK_SHADOW_BYTES)]);
         let between = [&free[..1], &[mapping(0x1070_0000, 0x1070_1000)], &free[1..]].concat();
-        let two = [range(shadows[0], shadows[0] + BLOCK_SHADOW_BYTES), range(shadows[1], shadows[3] + BLOCK_SHADOW_BYTES)];
+        let two =
+            [range(shadows[0], shadows[0] + BLOCK_SHADOW_BYTES), range(shadows[1], shadows[3] + BLOCK_SHADOW_BYTES)];
         assert_eq!(runs(&shadows, &between), two);
     }
 }

@@ -141,7 +141,7 @@ impl Progress {
 pub fn record(command: &[OsString], options: &Options, progress: &Progress) -> Result<Summary, Error> {
     let program = Program::find(command)?;
     let limit_signal = spawn::ignore_file_limit();
-    let writer = writer(meta(command, options), options)?;
+    let writer = writer(&meta(command, options), options)?;
     let child = spawn::spawn(program.path.as_os_str(), &program.arguments, limit_signal)
         .doing(|| "starting a process".to_owned())?;
     run(writer, options, progress, |tracer| tracer.run(child))
@@ -162,12 +162,12 @@ pub fn record_running(
     let words = command.split(|byte| *byte == 0).filter(|word| !word.is_empty());
     let command: Vec<OsString> = words.map(|word| OsStr::from_bytes(word).to_owned()).collect();
     spawn::ignore_file_limit();
-    let writer = writer(meta(&command, options), options)?;
+    let writer = writer(&meta(&command, options), options)?;
     run(writer, options, progress, |tracer| tracer.run_attached(pid, duration))
 }
 
-fn writer(meta: Meta, options: &Options) -> Result<Writer, Error> {
-    let mut writer = Writer::create(&options.output, &meta)?;
+fn writer(meta: &Meta, options: &Options) -> Result<Writer, Error> {
+    let mut writer = Writer::create(&options.output, meta)?;
     writer.calibration(&[clock_point()])?;
     Ok(writer)
 }

@@ -34,8 +34,7 @@ impl Places {
             let head = memory.read_vec(at, size_of::<StubArea>())?;
             let word = |at: usize| head[at..].first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
             let half = |at: usize| head[at..].first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes));
-            let (places_at, count) =
-                (half(offset_of!(StubArea, places_at)), half(offset_of!(StubArea, place_count)));
+            let (places_at, count) = (half(offset_of!(StubArea, places_at)), half(offset_of!(StubArea, place_count)));
             let table = memory.read_vec(at.after(places_at as usize), count as usize * size_of::<StubPlace>())?;
             let place = |bytes: &[u8]| {
                 let half = |at: usize| bytes[at..].first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes));

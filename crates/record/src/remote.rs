@@ -172,7 +172,9 @@ impl Remote {
             match ptrace::wait_for_stop(self.tid)? {
                 Stop::Syscall => return Ok(()),
                 // It does not get any further: the memory that it executes is gone.
-                Stop::Signal(_) if ptrace::is_fault(self.tid)? => return Err(io::Error::from_raw_os_error(libc::EFAULT)),
+                Stop::Signal(_) if ptrace::is_fault(self.tid)? => {
+                    return Err(io::Error::from_raw_os_error(libc::EFAULT));
+                }
                 Stop::Signal(signal) => self.signals.push(signal),
                 Stop::WithItsGroup => self.is_with_its_group = true,
                 Stop::Clone => self.created = Tid::try_from(ptrace::event_message(self.tid)?).ok(),

@@ -22,7 +22,7 @@ use trapline_trace::Load;
 
 use crate::{
     arm::KnownModule,
-    inject::ThreadRoom,
+    inject::{Gadgets, ThreadRoom},
     leave::Footprint,
     pool::{Pool, Taken},
     remote::{Errand, Remote},
@@ -141,6 +141,8 @@ pub(crate) struct Space {
     pub(crate) code: Vec<AddrRange>,
     /// The threads' states, if the agent was injected.
     pub(crate) room: Option<ThreadRoom>,
+    /// Code of the process's own that makes system calls, likewise.
+    pub(crate) gadgets: Option<Gadgets>,
 }
 
 impl Space {
@@ -160,6 +162,7 @@ impl Space {
             mapped: Vec::new(),
             code: Vec::new(),
             room: None,
+            gadgets: None,
         }
     }
 
@@ -179,6 +182,7 @@ impl Space {
             mapped: self.mapped.clone(),
             code: self.code.clone(),
             room: self.room.clone(),
+            gadgets: self.gadgets,
         }
     }
 
@@ -186,7 +190,7 @@ impl Space {
     pub(crate) fn footprint(&self) -> Option<Footprint> {
         self.room.as_ref()?;
         let (code, mapped) = (self.code.clone(), self.mapped.clone());
-        Some(Footprint { agent: self.agent, code, mapped, writes: self.all_writes() })
+        Some(Footprint { agent: self.agent, code, mapped, writes: self.all_writes(), gadgets: self.gadgets? })
     }
 
     /// All edits of the process's code, as far as its modules are still there.

@@ -282,13 +282,8 @@ impl<'a> Tracer<'a> {
         // The child of a fork has its parent's in its copy of the memory; that of a vfork borrows it.
         let given = given.filter(|_| !shares_memory);
         let is_to_be_given = shares_memory && stop != Stop::Vfork;
-        let task = Task {
-            space: child_space,
-            forbidden,
-            given,
-            is_to_be_given,
-            ..Task::new(process, id_inside(child))
-        };
+        let task =
+            Task { space: child_space, forbidden, given, is_to_be_given, ..Task::new(process, id_inside(child)) };
         let pid_inside = task.tid_inside;
         self.tasks.insert(child, task);
         if let (Some(space), false, true) = (space, is_thread, shares_memory) {

@@ -37,11 +37,7 @@ use crate::{
     pool::Pool,
     remote::Remote,
     space::{Space, ThreadPointer},
-    sys::{
-        Tid, maps,
-        memory::Memory,
-        ptrace, spawn,
-    },
+    sys::{Tid, maps, memory::Memory, ptrace, spawn},
     text,
 };
 
@@ -61,7 +57,6 @@ struct Plan {
     space: Space,
     layout: Layout,
     base: Addr,
-    gadgets: Gadgets,
     /// What was mapped then.
     objects: Vec<(AddrRange, u64)>,
 }
@@ -144,28 +139,31 @@ impl Tracer<'_> {
             let mut plan = self.plan(process).map_err(not_traceable)?;
             self.seize_all(pid, process)?;
             if let Some(still) = self.stop(Crowd::Process(process), patience) {
-                if self.is_complete(pid, &still) && self.is_current(&still, &plan) {
+                if is_complete(pid, &still) && is_current(&still, &plan) {
                     let is_last = started.elapsed() > PERSISTENCE / 4;
                     match self.carry_out(&still, &mut plan, is_last).map_err(not_traceable) {
                         Ok(true) => {
                             self.armed(&still, plan, process);
-                            self.resume_all(still);
+                            self.resume_all(&still);
                             return Ok(());
                         }
                         Ok(false) => {}
                         Err(error) => {
-                            self.release_all(still);
+                            self.release_all(&still);
                             return Err(error);
                         }
                     }
                 }
-                self.resume_all(still);
+                self.resume_all(&still);
             }
             if !self.tasks.values().any(|task| task.process == process) {
                 return Err(not_traceable(Untraceable("it has ended".to_owned())));
             }
             if started.elapsed() > PERSISTENCE {
-                return Err(not_traceable(Untraceable("its threads do not stand still, or its libraries keep changing; try again when it is quieter".to_owned())));
+                return Err(not_traceable(Untraceable(
+                    "its threads do not stand still, or its libraries keep changing; try again when it is quieter"
+                        .to_owned(),
+                )));
             }
             self.attend(Instant::now() + pause)?;
             pause = (pause * 2).min(PAUSE.1);
@@ -199,42 +197,36 @@ impl Tracer<'_> {
         space.memory = Some(memory);
         space.pool = Some(Arc::new(Pool::new(self.options.chunks, self.options.on_full)?));
         space.room = Some(room);
+        space.gadgets = Some(gadgets);
         self.armory.prepare_modules(&mut pending, tid, process, &mut space, self.options, self.drain)?;
         match arm::hook_linker(&mut pending, &agent, linker.debug_state, linker.linker_state) {
             Err(_) if self.options.libraries.is_empty() => {}
             hooked => hooked?,
         }
-        Ok(Plan { pending: Some(pending), space, layout, base, gadgets, objects })
+        Ok(Plan { pending: Some(pending), space, layout, base, objects })
     }
 
     /// A thread of a process whose memory can be read.
     fn some_thread(&self, process: u32) -> Result<Tid, Untraceable> {
-        let mut threads = self.tasks.iter().filter(|(tid, task)| task.process == process && !self.zombies.contains(tid));
+        let mut threads =
+            self.tasks.iter().filter(|(tid, task)| task.process == process && !self.zombies.contains(tid));
         threads.next().map(|(tid, _)| *tid).ok_or_else(|| Untraceable("it has ended".to_owned()))
-    }
-
-    /// Whether these are all threads of the process.
-    fn is_complete(&self, pid: Tid, still: &Still) -> bool {
-        threads_of(pid).iter().all(|tid| {
-            still.parked.contains_key(tid)
-                || super::status_field(*tid, "State:").is_none_or(|state| state.starts_with(['Z', 'X']))
-        })
-    }
-
-    /// Whether the process has mapped what it had when it was prepared for.
-    fn is_current(&self, still: &Still, plan: &Plan) -> bool {
-        let any = still.parked.keys().next();
-        any.is_some_and(|tid| maps::read(*tid).is_ok_and(|mappings| code_of(&mappings) == plan.objects))
     }
 
     /// Does what was prepared. `Ok(false)` if it is worth to try again, and then nothing was changed: a thread is in the way that will not be there for long.
     fn carry_out(&mut self, still: &Still, plan: &mut Plan, is_last: bool) -> Result<bool, Untraceable> {
-        let Plan { pending, space, layout, base, gadgets, .. } = plan;
-        let (Some(memory), Some(pool)) = (space.memory.clone(), space.pool.clone()) else { return Ok(false) };
+        let Plan { pending, space, layout, base, .. } = plan;
+        let (Some(memory), Some(pool), Some(gadgets)) = (space.memory.clone(), space.pool.clone(), space.gadgets)
+        else {
+            return Ok(false);
+        };
         let Some(planned) = pending else { return Ok(false) };
         let writes = all_writes(planned, space);
         let threads = still.threads();
-        let mut blocked = blocked_writes(&threads, &writes)?;
+        let mut blocked = match blocked_writes(&threads, &writes) {
+            Err(_) if !is_last => return Ok(false),
+            blocked => blocked?,
+        };
         for &tid in &threads {
             let at = goes_on_at(&ptrace::registers(tid)?);
             blocked.extend(edit_around(&planned.others, at).map(|index| planned.others[index]));
@@ -243,7 +235,7 @@ impl Tracer<'_> {
             return Ok(false);
         }
         let tid = worker(&threads);
-        let mut remote = Remote::by_gadgets(tid, &memory, *gadgets)?;
+        let mut remote = Remote::by_gadgets(tid, &memory, gadgets)?;
         let mapped = (|| -> Result<(), Untraceable> {
             layout.map(&mut remote, &memory, *base)?;
             space.mapped.push(AddrRange::new(*base, layout.len_bytes));
@@ -261,10 +253,10 @@ impl Tracer<'_> {
             for range in &space.mapped {
                 let _ = remote.unmap(range.start, range.len_bytes());
             }
-            self.requeue(tid, remote.finish()?);
+            requeue(tid, &remote.finish()?);
             return Err(reason);
         }
-        self.requeue(tid, remote.finish()?);
+        requeue(tid, &remote.finish()?);
         for &tid in &threads {
             give_pointer(tid, space, &mut self.tasks)?;
         }
@@ -278,13 +270,6 @@ impl Tracer<'_> {
         let count = text::undo(&memory, &mut blocked)?;
         self.armory.leave_out(count as u64);
         Ok(true)
-    }
-
-    /// Signals that came to a thread that worked for us.
-    fn requeue(&self, tid: Tid, signals: Vec<i32>) {
-        for signal in signals {
-            spawn::kill(tid, signal);
-        }
     }
 
     /// The process is armed, and its threads stand still.
@@ -345,10 +330,10 @@ impl Tracer<'_> {
                 let is_clear = footprint.disarm(&memory).and_then(|()| footprint.lead_out(&threads, &memory));
                 match is_clear {
                     Ok(None) => {
-                        if let Err(error) = self.withdraw(&threads, &footprint, &memory) {
+                        if let Err(error) = withdraw(&threads, &footprint, &memory) {
                             self.outcome.left.push(error.0);
                         }
-                        self.release_all(still);
+                        self.release_all(&still);
                         self.forget_space(id);
                         return Ok(());
                     }
@@ -356,7 +341,7 @@ impl Tracer<'_> {
                     // A thread was killed: the whole process is about to end.
                     Err(_) => {}
                 }
-                self.resume_all(still);
+                self.resume_all(&still);
             }
             if started.elapsed() > PERSISTENCE {
                 return Err(inside);
@@ -370,24 +355,6 @@ impl Tracer<'_> {
         }
     }
 
-    /// Takes everything out of a process that nobody comes back to.
-    fn withdraw(&mut self, threads: &[Tid], footprint: &crate::leave::Footprint, memory: &Memory) -> Result<(), Untraceable> {
-        for &tid in threads {
-            let mut registers = ptrace::registers(tid)?;
-            registers.gs_base = 0;
-            ptrace::set_registers(tid, &registers)?;
-        }
-        let tid = worker(threads);
-        let mappings = maps::read(tid)?;
-        let gadgets = Gadgets::find(memory, &mappings, &footprint.code)
-            .ok_or_else(|| Untraceable("there is no code in it that makes system calls; our memory stays".to_owned()))?;
-        let mut remote = Remote::by_gadgets(tid, memory, gadgets)?;
-        let unmapped = footprint.unmap(tid, &mut remote, memory);
-        self.requeue(tid, remote.finish()?);
-        unmapped?;
-        Ok(())
-    }
-
     /// Gives a new thread a pointer to its state, if threads of its process need one.
     pub(super) fn begin_thread(&mut self, tid: Tid) -> std::io::Result<()> {
         let task = self.tasks.get(&tid).filter(|task| task.is_to_be_given);
@@ -397,8 +364,32 @@ impl Tracer<'_> {
     }
 }
 
+/// Takes everything out of a process that nobody comes back to.
+fn withdraw(threads: &[Tid], footprint: &crate::leave::Footprint, memory: &Memory) -> Result<(), Untraceable> {
+    for &tid in threads {
+        let mut registers = ptrace::registers(tid)?;
+        registers.gs_base = 0;
+        ptrace::set_registers(tid, &registers)?;
+    }
+    let tid = worker(threads);
+    let known = Some(footprint.gadgets).filter(|gadgets| gadgets.are_there(memory));
+    let found = || Gadgets::find(memory, &maps::read(tid).ok()?, &footprint.code);
+    let gadgets = known
+        .or_else(found)
+        .ok_or_else(|| Untraceable("there is no code in it that makes system calls; our memory stays".to_owned()))?;
+    let mut remote = Remote::by_gadgets(tid, memory, gadgets)?;
+    let unmapped = footprint.unmap(tid, &mut remote, memory);
+    requeue(tid, &remote.finish()?);
+    unmapped?;
+    Ok(())
+}
+
 /// Gives a stopped thread a pointer to its state.
-fn give_pointer(tid: Tid, space: &mut Space, tasks: &mut std::collections::HashMap<Tid, Task>) -> Result<(), Untraceable> {
+fn give_pointer(
+    tid: Tid,
+    space: &mut Space,
+    tasks: &mut std::collections::HashMap<Tid, Task>,
+) -> Result<(), Untraceable> {
     let (Some(memory), Some(room)) = (space.memory.clone(), &mut space.room) else { return Ok(()) };
     let mut registers = ptrace::registers(tid)?;
     if is_kernels(&registers) {
@@ -418,12 +409,20 @@ fn is_kernels(registers: &libc::user_regs_struct) -> bool {
     registers.rip == 0 && registers.rsp == 0
 }
 
+/// Signals that came to a thread that worked for us.
+fn requeue(tid: Tid, signals: &[i32]) {
+    for signal in signals {
+        spawn::kill(tid, *signal);
+    }
+}
+
 /// The thread that makes system calls for us: rather one whose own is simply made again.
 fn worker(threads: &[Tid]) -> Tid {
     const ERESTART_RESTARTBLOCK: i64 = -516;
     let is_simple = |tid: &&Tid| {
         ptrace::registers(**tid).is_ok_and(|registers| {
-            !is_kernels(&registers) && (registers.orig_rax.cast_signed() < 0 || registers.rax.cast_signed() != ERESTART_RESTARTBLOCK)
+            !is_kernels(&registers)
+                && (registers.orig_rax.cast_signed() < 0 || registers.rax.cast_signed() != ERESTART_RESTARTBLOCK)
         })
     };
     threads.iter().find(is_simple).or(threads.first()).copied().unwrap_or(0)
@@ -445,7 +444,8 @@ fn edit_around(writes: &[Write], at: Addr) -> Option<usize> {
 
 /// Where a stopped thread goes on: the system call that is made again, or the next instruction.
 fn goes_on_at(registers: &libc::user_regs_struct) -> Addr {
-    let is_restarted = registers.orig_rax.cast_signed() >= 0 && matches!(registers.rax.cast_signed(), -516 | -514..=-512);
+    let is_restarted =
+        registers.orig_rax.cast_signed() >= 0 && matches!(registers.rax.cast_signed(), -516 | -514..=-512);
     Addr::new(registers.rip).offset(if is_restarted { -2 } else { 0 })
 }
 
@@ -478,24 +478,41 @@ fn blocked_writes(threads: &[Tid], writes: &[Write]) -> Result<Vec<Write>, Untra
             }
             // Where it is itself is seen to by moving it.
             (registers.rip, registers.orig_rax) = (1, u64::MAX);
-            let Some(blocker) = process.blocker_of(tid, &registers, &words, &words) else { continue };
-            let at = match blocker.how {
-                Tie::StackWord { .. } => blocker.at.offset(-1),
+            let Some(found) = process.blocker_of(tid, &registers, &words, &words) else { continue };
+            let at = match found.how {
+                Tie::StackWord { .. } => found.at.offset(-1),
                 Tie::Unscannable => {
-                    return Err(Untraceable(format!("the stack of its thread {tid} at {} cannot be searched", blocker.at)));
+                    return Err(Untraceable(format!(
+                        "the stack of its thread {tid} at {} cannot be searched",
+                        found.at
+                    )));
                 }
-                _ => blocker.at,
+                _ => found.at,
             };
             let is_it = |write: &mut Write| write.at <= at && at < write.at.after(write.new.len());
             let before = open.len();
             blocked.extend(open.extract_if(.., is_it));
             if open.len() == before {
-                return Err(Untraceable(format!("thread {tid} is in the way at {}", blocker.at)));
+                return Err(Untraceable(format!("thread {tid} is in the way at {}", found.at)));
             }
             continue 'sets;
         }
         return Ok(blocked);
     }
+}
+
+/// Whether these are all threads of the process.
+fn is_complete(pid: Tid, still: &Still) -> bool {
+    threads_of(pid).iter().all(|tid| {
+        still.parked.contains_key(tid)
+            || super::status_field(*tid, "State:").is_none_or(|state| state.starts_with(['Z', 'X']))
+    })
+}
+
+/// Whether the process has mapped what it had when it was prepared for.
+fn is_current(still: &Still, plan: &Plan) -> bool {
+    let any = still.parked.keys().next();
+    any.is_some_and(|tid| maps::read(*tid).is_ok_and(|mappings| code_of(&mappings) == plan.objects))
 }
 
 /// What is mapped of files' code.

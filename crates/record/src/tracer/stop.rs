@@ -26,16 +26,13 @@ pub(super) enum Crowd {
     Process(u32),
     /// Those that use a memory.
     Space(SpaceId),
-    /// This one.
-    Task(Tid),
 }
 
 impl Crowd {
-    fn has(self, tid: Tid, task: &Task) -> bool {
+    fn has(self, task: &Task) -> bool {
         match self {
             Self::Process(process) => task.process == process,
             Self::Space(space) => task.space == Some(space),
-            Self::Task(only) => tid == only,
         }
     }
 }
@@ -86,13 +83,13 @@ impl Tracer<'_> {
         let since = Instant::now();
         let mut still = Still { crowd, parked: HashMap::new(), since, _urgent: Urgent::new() };
         for (tid, task) in &self.tasks {
-            if crowd.has(*tid, task) {
+            if crowd.has(task) {
                 // Who is gone is reported.
                 let _ = ptrace::interrupt(*tid);
             }
         }
         loop {
-            let mut members = self.tasks.iter().filter(|(tid, task)| crowd.has(**tid, task)).peekable();
+            let mut members = self.tasks.iter().filter(|(_, task)| crowd.has(task)).peekable();
             members.peek()?;
             if members.all(|(tid, _)| still.parked.contains_key(tid) || self.zombies.contains(tid)) {
                 return (!still.parked.is_empty()).then_some(still);
@@ -109,7 +106,7 @@ impl Tracer<'_> {
                     self.find_zombies(&still);
                 }
                 _ => {
-                    self.resume_all(still);
+                    self.resume_all(&still);
                     return None;
                 }
             }
@@ -118,7 +115,7 @@ impl Tracer<'_> {
 
     /// A first thread that has ended is not reported before the last one has.
     fn find_zombies(&mut self, still: &Still) {
-        let missing = self.tasks.iter().filter(|(tid, task)| still.crowd.has(**tid, task) && !still.parked.contains_key(tid));
+        let missing = self.tasks.iter().filter(|(tid, task)| still.crowd.has(task) && !still.parked.contains_key(tid));
         let is_zombie = |tid: &Tid| super::status_field(*tid, "State:").is_some_and(|state| state.starts_with('Z'));
         let zombies: Vec<Tid> = missing.map(|(tid, _)| *tid).filter(is_zombie).collect();
         self.zombies.extend(zombies);
@@ -129,7 +126,7 @@ impl Tracer<'_> {
             still.parked.remove(&tid);
             return self.stopped(tid, stop);
         }
-        if !self.tasks.get(&tid).is_some_and(|task| still.crowd.has(tid, task)) {
+        if !self.tasks.get(&tid).is_some_and(|task| still.crowd.has(task)) {
             return self.stopped(tid, stop);
         }
         let _ = ptrace::hide_interruption(tid);
@@ -162,7 +159,7 @@ impl Tracer<'_> {
     }
 
     /// Lets all go on.
-    pub(super) fn resume_all(&mut self, still: Still) {
+    pub(super) fn resume_all(&mut self, still: &Still) {
         for (tid, parked) in &still.parked {
             // An error means that the thread is gone.
             let _ = match parked {
@@ -174,11 +171,11 @@ impl Tracer<'_> {
                 let _ = ptrace::interrupt(*tid);
             }
         }
-        self.was_still(&still);
+        self.was_still(still);
     }
 
     /// Lets all go for good.
-    pub(super) fn release_all(&mut self, still: Still) {
+    pub(super) fn release_all(&mut self, still: &Still) {
         for (tid, parked) in &still.parked {
             let signal = match parked {
                 Parked::With(signal) => *signal,
@@ -188,7 +185,7 @@ impl Tracer<'_> {
             self.tasks.remove(tid);
             self.requests.remove(tid);
         }
-        self.was_still(&still);
+        self.was_still(still);
     }
 
     fn was_still(&mut self, still: &Still) {
