@@ -2,6 +2,8 @@
 
 use std::{io, path::PathBuf};
 
+use crate::refusal::Refusal;
+
 /// Why a recording did not begin, or broke off.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -31,7 +33,7 @@ pub enum Error {
         /// The process.
         pid: i32,
         /// What is in the way, and what to do.
-        reason: String,
+        reason: Refusal,
     },
     /// A call of the operating system failed.
     #[error("{doing}: {source}{}", advice(source))]

@@ -135,6 +135,13 @@ pub(crate) struct NewImage {
     pub(crate) debug_state: Addr,
     original: [u8; REPORT.len()],
     r_debug: Addr,
+    /// What was changed for the agent to be preloaded, if it is.
+    preload: Option<Preload>,
+}
+
+/// What the dynamic linker reads, and the program is not to find.
+#[derive(Debug)]
+struct Preload {
     /// Where the two words are to become an entry of the auxiliary vector: the first of the three.
     spare_words: Addr,
     /// What stood in the environment where our `LD_PRELOAD` replaces another.
@@ -226,8 +233,9 @@ fn check_debug_state(memory: &Memory, debug_state: Addr) -> Result<[u8; REPORT.l
     Ok(code)
 }
 
-/// Prepares a thread that is stopped at its exec. `Err` says why this image runs untraced; nothing was changed then.
-pub(crate) fn prepare(tid: Tid, agent: &str, linkers: &mut Linkers) -> Result<NewImage, Untraceable> {
+/// Prepares a thread that is stopped at its exec, with the agent to preload, if there is one. `Err` says why this image runs untraced; nothing was
+/// changed then.
+pub(crate) fn prepare(tid: Tid, agent: Option<&str>, linkers: &mut Linkers) -> Result<NewImage, Untraceable> {
     let registers = ptrace::registers(tid)?;
     if registers.cs != CODE_64 {
         return Err(Untraceable("it is a 32-bit program".to_owned()));
@@ -252,7 +260,24 @@ pub(crate) fn prepare(tid: Tid, agent: &str, linkers: &mut Linkers) -> Result<Ne
     if environment.iter().any(|(_, text)| text.starts_with(b"LD_TRACE_LOADED_OBJECTS=")) {
         return Err(Untraceable("it is asked for its libraries only (ldd)".to_owned()));
     }
-    let mut remote = Remote::at_start(tid, &memory, at(linker.syscall_ret))?;
+    let preload = match agent {
+        Some(agent) => Some(preload(tid, &memory, &stack, &environment, agent, at(linker.syscall_ret))?),
+        None => None,
+    };
+    memory.write(debug_state, &REPORT)?;
+    Ok(NewImage { debug_state, original: code, r_debug: at(linker.r_debug), preload })
+}
+
+/// Has the dynamic linker preload the agent.
+fn preload(
+    tid: Tid,
+    memory: &Memory,
+    stack: &InitialStack,
+    environment: &[(usize, Vec<u8>)],
+    agent: &str,
+    syscall_ret: Addr,
+) -> Result<Preload, Untraceable> {
+    let mut remote = Remote::at_start(tid, memory, syscall_ret)?;
     let scratch = remote.map(
         Addr::default(),
         SCRATCH_BYTES,
@@ -260,13 +285,12 @@ pub(crate) fn prepare(tid: Tid, agent: &str, linkers: &mut Linkers) -> Result<Ne
         libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
         -1,
     )?;
-    let (spare_words, replaced) = add_preload(&memory, &stack, &environment, agent, scratch)?;
+    let (spare_words, replaced) = add_preload(memory, stack, environment, agent, scratch)?;
     remote.registers.rsp = stack.at.value() - 2 * WORD;
     for signal in remote.finish()? {
         spawn::kill(tid, signal);
     }
-    memory.write(debug_state, &REPORT)?;
-    Ok(NewImage { debug_state, original: code, r_debug: at(linker.r_debug), spare_words, replaced, scratch })
+    Ok(Preload { spare_words, replaced, scratch })
 }
 
 fn user_of(tid: Tid) -> io::Result<u32> {
@@ -353,13 +377,35 @@ impl NewImage {
 
     /// Removes every trace of the preload. The thread is stopped and the dynamic linker has read its environment.
     pub(crate) fn clean(&self, remote: &mut Remote, memory: &Memory) -> io::Result<()> {
-        memory.write(self.debug_state, &self.original)?;
+        self.clean_code(memory)?;
+        let Some(preload) = &self.preload else { return Ok(()) };
         for (at, word) in [0, AT_IGNORE, 0].into_iter().enumerate() {
-            memory.write_word(self.spare_words.after(at * size_of::<u64>()), word)?;
+            memory.write_word(preload.spare_words.after(at * size_of::<u64>()), word)?;
         }
-        if let Some((at, pointer)) = self.replaced {
+        if let Some((at, pointer)) = preload.replaced {
             memory.write_word(at, pointer)?;
         }
-        remote.unmap(self.scratch, SCRATCH_BYTES)
+        remote.unmap(preload.scratch, SCRATCH_BYTES)
+    }
+
+    /// Removes the system call.
+    pub(crate) fn clean_code(&self, memory: &Memory) -> io::Result<()> {
+        memory.write(self.debug_state, &self.original)
+    }
+
+    /// Removes the system call of a stopped thread, wherever it is, and takes it out if it is there.
+    pub(crate) fn abandon(&self, tid: Tid, memory: &Memory) -> io::Result<()> {
+        /// Behind the `push`.
+        const PUSHED: i64 = 2;
+        let mut registers = ptrace::registers(tid)?;
+        let offset = Addr::new(registers.rip).distance_from(self.debug_state);
+        if (1..=IN_REPORT).contains(&offset) {
+            let return_at = Addr::new(registers.rsp).offset(if offset == PUSHED { WORD.cast_signed() } else { 0 });
+            registers.rip = memory.read_word(return_at)?;
+            registers.rsp = return_at.value() + WORD;
+            registers.orig_rax = u64::MAX;
+            ptrace::set_registers(tid, &registers)?;
+        }
+        self.clean_code(memory)
     }
 }

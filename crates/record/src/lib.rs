@@ -28,6 +28,7 @@ mod overhead;
 mod pending;
 mod places;
 mod pool;
+pub mod refusal;
 mod remote;
 mod sandbox;
 mod shims;
@@ -158,6 +159,9 @@ pub fn record_running(
     options: &Options,
     progress: &Progress,
 ) -> Result<Summary, Error> {
+    if let Some(reason) = refusal::examine(pid) {
+        return Err(Error::NotAttachable { pid, reason });
+    }
     let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     let words = command.split(|byte| *byte == 0).filter(|word| !word.is_empty());
     let command: Vec<OsString> = words.map(|word| OsStr::from_bytes(word).to_owned()).collect();

@@ -122,6 +122,8 @@ pub(crate) struct Tracer<'a> {
     zombies: HashSet<Tid>,
     /// Signals that people have sent the recorder of a running process.
     heard: Vec<i32>,
+    /// Whether the process ran already when we came. Programs that it executes get the agent as it did.
+    is_attached: bool,
     /// Whether processes are being left.
     is_leaving: bool,
     main: Tid,
@@ -153,6 +155,7 @@ impl<'a> Tracer<'a> {
             toggler: None,
             zombies: HashSet::new(),
             heard: Vec::new(),
+            is_attached: false,
             is_leaving: false,
             main: 0,
             next_process: 0,
@@ -430,8 +433,11 @@ impl<'a> Tracer<'a> {
         self.drain.write(move |writer| writer.exit(old, None, tsc));
         task.process = self.new_process(tid, Some(old), How::Exec);
         task.space = None;
-        let prepared = if sandbox::may_map(task.forbidden) {
-            exec::prepare(tid, self.armory.agent_path(), &mut self.linkers)
+        let prepared = if self.is_leaving {
+            Err(Untraceable("the recording had ended".to_owned()))
+        } else if sandbox::may_map(task.forbidden) {
+            let agent = (!self.is_attached).then(|| self.armory.agent_path());
+            exec::prepare(tid, agent, &mut self.linkers)
         } else {
             Err(Untraceable(SANDBOXED.to_owned()))
         };
@@ -495,6 +501,12 @@ impl<'a> Tracer<'a> {
                     task.loading = Some(image);
                 }
                 self.go_on(tid, 0);
+            }
+            Ok((Report::Loaded, memory)) if self.is_attached => {
+                if let Err(reason) = self.arm_loaded(tid, &image, &memory) {
+                    self.note_untraced(tid, reason);
+                }
+                resume(tid, 0);
             }
             Ok((Report::Loaded, memory)) => match self.arm(tid, &image, memory) {
                 Ok(signals) => resume_with(tid, &signals),

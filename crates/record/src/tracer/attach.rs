@@ -29,12 +29,13 @@ use crate::{
     arm::{self, Armory},
     drain::{Message, SpaceId},
     error::{Doing, Error},
-    exec::{self, Untraceable},
+    exec::{self, NewImage, Untraceable},
     inject::{Gadgets, Layout, ThreadRoom},
     leave::Inside,
     pending::Pending,
     places::Places,
     pool::Pool,
+    refusal::{self, Refusal},
     remote::Remote,
     space::{Space, ThreadPointer},
     sys::{Tid, maps, memory::Memory, ptrace, spawn},
@@ -65,6 +66,7 @@ impl Tracer<'_> {
     /// Records a process that runs, and what comes from it, until it ends, somebody wants us to end, or `duration` has passed.
     pub(crate) fn run_attached(mut self, pid: Tid, duration: Option<Duration>) -> Result<(Outcome, Armory), Error> {
         self.main = pid;
+        self.is_attached = true;
         let process = self.new_process(pid, None, How::Attached);
         self.seize_all(pid, process)?;
         self.arm_running(pid, process)?;
@@ -119,7 +121,7 @@ impl Tracer<'_> {
                     }
                     // A new thread of one that we trace already: the kernel has seized it for us.
                     Err(_) if super::status_field(tid, "TracerPid:") == Some(spawn::own_tid().to_string()) => continue,
-                    Err(error) => return Err(error).doing(|| format!("tracing thread {tid} of process {pid}")),
+                    Err(_) => return Err(Error::NotAttachable { pid, reason: refusal::why_forbidden(pid) }),
                 }
                 found += 1;
                 self.tasks.insert(tid, Task::new(process, id_inside(tid)));
@@ -132,18 +134,27 @@ impl Tracer<'_> {
 
     /// Arms a process that runs.
     fn arm_running(&mut self, pid: Tid, process: u32) -> Result<(), Error> {
-        let not_traceable = |reason: Untraceable| Error::NotAttachable { pid, reason: reason.0 };
+        let refused = |reason: Refusal| Error::NotAttachable { pid, reason };
+        let not_traceable = |reason: Untraceable| refused(Refusal::Other(reason.0));
         let started = Instant::now();
         let (mut patience, mut pause) = (PATIENCE.0, PAUSE.0);
         loop {
-            let mut plan = self.plan(process).map_err(not_traceable)?;
+            let plan = self.plan(process);
+            if threads_of(pid).is_empty() {
+                return Err(refused(Refusal::Ended));
+            }
+            let mut plan = plan.map_err(not_traceable)?;
             self.seize_all(pid, process)?;
             if let Some(still) = self.stop(Crowd::Process(process), patience) {
+                if let Some(thread) = user_of_segment(&still) {
+                    self.release_all(&still);
+                    return Err(refused(Refusal::SegmentInUse { thread }));
+                }
                 if is_complete(pid, &still) && is_current(&still, &plan) {
                     let is_last = started.elapsed() > PERSISTENCE / 4;
-                    match self.carry_out(&still, &mut plan, is_last).map_err(not_traceable) {
+                    match self.carry_out(&still.threads(), &mut plan, is_last).map_err(not_traceable) {
                         Ok(true) => {
-                            self.armed(&still, plan, process);
+                            self.armed(pid, &still.threads(), plan, process);
                             self.resume_all(&still);
                             return Ok(());
                         }
@@ -157,7 +168,7 @@ impl Tracer<'_> {
                 self.resume_all(&still);
             }
             if !self.tasks.values().any(|task| task.process == process) {
-                return Err(not_traceable(Untraceable("it has ended".to_owned())));
+                return Err(refused(Refusal::Ended));
             }
             if started.elapsed() > PERSISTENCE {
                 return Err(not_traceable(Untraceable(
@@ -214,7 +225,7 @@ impl Tracer<'_> {
     }
 
     /// Does what was prepared. `Ok(false)` if it is worth to try again, and then nothing was changed: a thread is in the way that will not be there for long.
-    fn carry_out(&mut self, still: &Still, plan: &mut Plan, is_last: bool) -> Result<bool, Untraceable> {
+    fn carry_out(&mut self, threads: &[Tid], plan: &mut Plan, is_last: bool) -> Result<bool, Untraceable> {
         let Plan { pending, space, layout, base, .. } = plan;
         let (Some(memory), Some(pool), Some(gadgets)) = (space.memory.clone(), space.pool.clone(), space.gadgets)
         else {
@@ -222,19 +233,18 @@ impl Tracer<'_> {
         };
         let Some(planned) = pending else { return Ok(false) };
         let writes = all_writes(planned, space);
-        let threads = still.threads();
-        let mut blocked = match blocked_writes(&threads, &writes) {
+        let mut blocked = match blocked_writes(threads, &writes) {
             Err(_) if !is_last => return Ok(false),
             blocked => blocked?,
         };
-        for &tid in &threads {
+        for &tid in threads {
             let at = goes_on_at(&ptrace::registers(tid)?);
             blocked.extend(edit_around(&planned.others, at).map(|index| planned.others[index]));
         }
         if !blocked.is_empty() && !is_last {
             return Ok(false);
         }
-        let tid = worker(&threads);
+        let tid = worker(threads);
         let mut remote = Remote::by_gadgets(tid, &memory, gadgets)?;
         let mapped = (|| -> Result<(), Untraceable> {
             layout.map(&mut remote, &memory, *base)?;
@@ -257,11 +267,11 @@ impl Tracer<'_> {
             return Err(reason);
         }
         requeue(tid, &remote.finish()?);
-        for &tid in &threads {
+        for &tid in threads {
             give_pointer(tid, space, &mut self.tasks)?;
         }
         let places = Places::read(&memory, &space.agent)?;
-        for &tid in &threads {
+        for &tid in threads {
             blocked.extend(move_into_stub(tid, &writes, &places)?);
         }
         if let Some(pending) = pending.take() {
@@ -273,17 +283,17 @@ impl Tracer<'_> {
     }
 
     /// The process is armed, and its threads stand still.
-    fn armed(&mut self, still: &Still, plan: Plan, process: u32) {
+    fn armed(&mut self, pid: Tid, threads: &[Tid], plan: Plan, process: u32) {
         let id = SpaceId(self.next_space);
         self.next_space += 1;
         let mut space = plan.space;
-        space.tasks = still.parked.len();
+        space.tasks = threads.len();
         if let Some(pool) = &space.pool {
             self.drain.tell(Message::Pool(id, Arc::clone(pool)));
-            let pid_inside = id_inside(self.main);
-            self.drain.tell(Message::Process { space: id, pid_inside, pid: self.main, process });
+            let pid_inside = id_inside(pid);
+            self.drain.tell(Message::Process { space: id, pid_inside, pid, process });
         }
-        for tid in still.parked.keys() {
+        for tid in threads {
             if let Some(task) = self.tasks.get_mut(tid) {
                 task.space = Some(id);
             }
@@ -292,10 +302,44 @@ impl Tracer<'_> {
         self.outcome.processes += 1;
     }
 
+    /// Arms a new program of a process, whose objects are loaded and of which nothing has run. The thread is stopped.
+    pub(super) fn arm_loaded(&mut self, tid: Tid, image: &NewImage, memory: &Memory) -> Result<(), Untraceable> {
+        image.clean_code(memory)?;
+        let Some(process) = self.tasks.get(&tid).map(|task| task.process) else { return Ok(()) };
+        let mut plan = self.plan(process)?;
+        if self.carry_out(&[tid], &mut plan, true)? {
+            self.armed(tid, &[tid], plan, process);
+        }
+        Ok(())
+    }
+
+    /// Lets those go that are loading a new program.
+    fn abandon_loading(&mut self, started: Instant) {
+        let loading = |tasks: &std::collections::HashMap<Tid, Task>| {
+            tasks.values().find(|task| task.loading.is_some()).map(|task| task.process)
+        };
+        while let Some(process) = loading(&self.tasks) {
+            if let Some(still) = self.stop(Crowd::Process(process), PATIENCE.0) {
+                for tid in still.threads() {
+                    let image = self.tasks.get_mut(&tid).and_then(|task| task.loading.take());
+                    if let (Some(image), Ok(memory)) = (image, Memory::open(tid)) {
+                        // An error means that it is gone.
+                        let _ = image.abandon(tid, &memory);
+                    }
+                }
+                self.release_all(&still);
+            }
+            if started.elapsed() > PERSISTENCE {
+                break;
+            }
+        }
+    }
+
     /// Leaves all processes that are recorded.
     fn leave_all(&mut self) {
         self.is_leaving = true;
         let started = Instant::now();
+        self.abandon_loading(started);
         while let Some(id) = self.spaces.keys().next().copied() {
             if let Err(inside) = self.leave(id, started) {
                 let text = format!("thread {} is still at {}; the agent stays in its process", inside.tid, inside.at);
@@ -414,6 +458,12 @@ fn requeue(tid: Tid, signals: &[i32]) {
     for signal in signals {
         spawn::kill(tid, *signal);
     }
+}
+
+/// A thread that has a use for the segment whose base is to be the pointer to its state.
+fn user_of_segment(still: &Still) -> Option<Tid> {
+    let uses = |tid: &Tid| ptrace::registers(*tid).is_ok_and(|registers| registers.gs_base != 0 || registers.gs != 0);
+    still.threads().into_iter().find(uses)
 }
 
 /// The thread that makes system calls for us: rather one whose own is simply made again.
