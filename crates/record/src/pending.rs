@@ -34,6 +34,8 @@ pub(crate) struct Pending {
     last_area: u64,
     /// Words of the agent's configuration.
     words: Vec<(Addr, u64)>,
+    /// All edits, and what has to be written for them once they are [assembled](Self::assemble).
+    edits: Vec<Write>,
     pieces: Pieces,
     /// Edits that belong to no module's stubs.
     pub(crate) others: Vec<Write>,
@@ -50,6 +52,7 @@ impl Pending {
             to_map: Vec::new(),
             last_area,
             words: Vec::new(),
+            edits: Vec::new(),
             pieces: Pieces::default(),
             others: Vec::new(),
             loads: Vec::new(),
@@ -96,8 +99,21 @@ impl Pending {
 
     /// Will edit code, which has to be as these edits expect it. They come in order of their addresses.
     pub(crate) fn edit(&mut self, edits: &[Write]) -> Result<(), Untraceable> {
-        self.pieces.append(Pieces::new(&self.memory, edits)?);
+        Pieces::new(&self.memory, edits)?;
+        self.edits.extend_from_slice(edits);
         Ok(())
+    }
+
+    /// Makes up all that is to be written. Edits of several modules may be neighbours.
+    pub(crate) fn assemble(&mut self) -> Result<(), Untraceable> {
+        self.edits.sort_by_key(|edit| edit.at);
+        self.pieces = Pieces::new(&self.memory, &self.edits)?;
+        Ok(())
+    }
+
+    /// All edits, in order once they are assembled.
+    pub(crate) fn edits(&self) -> &[Write] {
+        &self.edits
     }
 
     /// The same, for edits that belong to no module's stubs.
@@ -123,7 +139,8 @@ impl Pending {
     }
 
     /// Does it, by a stopped thread.
-    pub(crate) fn commit(self, remote: &mut Remote, space: &mut Space, drain: &Drain) -> Result<(), Untraceable> {
+    pub(crate) fn commit(mut self, remote: &mut Remote, space: &mut Space, drain: &Drain) -> Result<(), Untraceable> {
+        self.assemble()?;
         self.map(remote, space)?;
         self.edit_code(space, drain)
     }
@@ -145,7 +162,7 @@ impl Pending {
         Ok(())
     }
 
-    /// The second half.
+    /// The second half, of what is assembled.
     pub(crate) fn edit_code(self, space: &mut Space, drain: &Drain) -> Result<(), Untraceable> {
         for unload in self.unloads {
             drain.write(move |writer| writer.unload(&unload));

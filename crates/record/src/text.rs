@@ -48,11 +48,6 @@ impl Pieces {
         Ok(Self(pieces))
     }
 
-    /// Adds those of other edits.
-    pub(crate) fn append(&mut self, mut other: Self) {
-        self.0.append(&mut other.0);
-    }
-
     /// Makes the edits.
     pub(crate) fn write(&self, memory: &Memory) -> io::Result<()> {
         self.0.iter().try_for_each(|(at, bytes)| memory.write(*at, bytes))

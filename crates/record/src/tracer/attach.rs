@@ -214,6 +214,7 @@ impl Tracer<'_> {
             Err(_) if self.options.libraries.is_empty() => {}
             hooked => hooked?,
         }
+        pending.assemble()?;
         Ok(Plan { pending: Some(pending), space, layout, base, objects })
     }
 
@@ -232,7 +233,7 @@ impl Tracer<'_> {
             return Ok(false);
         };
         let Some(planned) = pending else { return Ok(false) };
-        let writes = all_writes(planned, space);
+        let writes = planned.edits().to_vec();
         let mut blocked = match blocked_writes(threads, &writes) {
             Err(_) if !is_last => return Ok(false),
             blocked => blocked?,
@@ -476,14 +477,6 @@ fn worker(threads: &[Tid]) -> Tid {
         })
     };
     threads.iter().find(is_simple).or(threads.first()).copied().unwrap_or(0)
-}
-
-/// All edits, in order.
-fn all_writes(pending: &Pending, space: &Space) -> Vec<Write> {
-    let stubs = space.stubs.values().flat_map(|stubs| stubs.writes.iter());
-    let mut writes: Vec<Write> = pending.others.iter().chain(stubs).copied().collect();
-    writes.sort_by_key(|write| write.at);
-    writes
 }
 
 /// The edit that has an address between its first byte and its end.
