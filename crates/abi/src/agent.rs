@@ -7,12 +7,15 @@
 //!
 //! ```text
 //!         .long  site id
-//! on:     call   entry          ; one of the entries below: keeps every register, and flags if its name says so
+//! on:     jmp    enter          ; or `call` of an entry that does not hook the return. A nop while the site is off
 //! off:    the function's first instructions, moved
 //!         jmp    back
+//! enter:  push   off
+//!         jmp    entry          ; keeps every register, and flags if its name says so
 //! ```
 //!
-//! An entry reads the id at [`SITE_ID_OFFSET`] from its own return address; the word above that on the stack is the function's slot.
+//! An entry finds the address of `off` on the stack, and the id at [`SITE_ID_OFFSET`] from it; the word above that on the stack is the function's slot. One that hooks
+//! the return *calls* `off`, so that the return address is the processor's prediction as well as the slot's; all else goes there by a jump or a return.
 //!
 //! The stubs of a module lie in one piece of memory, an *area*. It begins with a [`StubArea`] and ends with a table of [`StubPlace`]s, so that the
 //! agent knows which instruction of the program a thread is at that is in a stub.
@@ -20,7 +23,7 @@
 //! Some functions of the program's libraries are led through the agent, whether they are traced or not: those that unwind. Their sites jump to a
 //! *detour*, which loads the address of its [`Detour`] into r10 and jumps to [`Detour::through`].
 
-/// Where the site's id lies, from the address behind the call of an entry.
+/// Where the site's id lies, from the address of a stub's second half.
 pub const SITE_ID_OFFSET: i64 = -9;
 
 /// Bytes of a site's id in front of a stub.

@@ -83,9 +83,8 @@ fn interrupted_function(walk: &Walk, context: *mut Context, address: u64, frame_
     const STUB_BELOW: u64 = 16;
     // SAFETY: the recorder names a function of this type there, or 0, which is none.
     let set_ip = unsafe { core::mem::transmute::<u64, Option<extern "C" fn(*mut Context, u64)>>(set_ip) };
-    let (Some(set_ip), true) = (set_ip, frame_address.is_multiple_of(8) && frame_address > STUB_BELOW) else {
-        return GO_ON;
-    };
+    let frame_address = aligned(frame_address);
+    let (Some(set_ip), true) = (set_ip, frame_address > STUB_BELOW) else { return GO_ON };
     // SAFETY: the frame of an entry that was interrupted is still there: its return address into the stub is two words below.
     let into_stub = unsafe { *((frame_address - STUB_BELOW) as *const u64) };
     let Some(Place::Code(code)) = place_of(into_stub) else { return GO_ON };
@@ -162,14 +161,16 @@ unsafe fn complete_return_address(at: u64, from: u64) {
 /// # Safety
 /// It is that of a frame that was just unwound, and its return address that of the return code.
 unsafe fn returns_to(frame_address: u64) -> Option<u64> {
-    let slot = frame_address.wrapping_sub(8);
-    if !slot.is_multiple_of(8) {
-        return None;
-    }
+    let slot = aligned(frame_address).wrapping_sub(8);
     // SAFETY: the return address was read there, by the caller's promise.
     let return_address = unsafe { *(slot as *const u64) };
     // SAFETY: a hooked slot has a shadow.
     (return_address == arch::return_code()).then(|| unsafe { *((shadow_address(slot) + SHADOW_RETURN) as *const u64) })
+}
+
+/// Without the one that some of the agent's code has its canonical frame address above what it would be.
+fn aligned(frame_address: u64) -> u64 {
+    frame_address & !7
 }
 
 /// What a stub's instruction stands for.

@@ -40,9 +40,15 @@ macro_rules! stubs {
     };
 }
 
+macro_rules! hooked_stubs {
+    ($($name:literal: $entry:literal;)*) => {
+        concat!($(hooked_stub!($name, "7", $entry, "looks"),)*)
+    };
+}
+
 macro_rules! spoiled {
-    ($($name:literal: $spoils:literal;)*) => {
-        concat!($(".long 7\n.globl ", $name, "\n", $name, ":\ncall ", $name, "_entry\njmp looks\n", $name, "_entry:\n", $spoils, "\njmp trapline_enter_keep_flags\n",)*)
+    ($($name:literal $entry:literal: $spoils:literal;)*) => {
+        concat!($(hooked_stub!($name, "7", $entry, "looks"), $entry, ":\n", $spoils, "\njmp trapline_enter_keep_flags\n",)*)
     };
 }
 
@@ -131,23 +137,25 @@ global_asm!(
     "ret",
     stubs! {
         "through_nothing": "returns";
+        "through_point": "trapline_point";
+    },
+    hooked_stubs! {
         "through_enter": "trapline_enter";
         "through_keep_flags": "trapline_enter_keep_flags";
         "through_limited": "trapline_enter_limited";
-        "through_point": "trapline_point";
     },
     "returns: ret",
     spoiled! {
-        "spoils_rax": "mov eax, eax";
-        "spoils_r10": "lea r10, [r10 + 1]";
-        "spoils_r11": "lea r11, [r11 + 1]";
-        "spoils_flags": "test rsp, rsp";
-        "spoils_direction": "cld";
-        "spoils_x87": "fincstp";
-        "spoils_mxcsr": "push 0x1f80\nldmxcsr [rsp]\nlea rsp, [rsp + 8]";
-        "spoils_xmm": "xorps xmm15, xmm15";
-        "spoils_upper": "vzeroupper";
-        "spoils_stack": "mov qword ptr [rsp + 24], rsp";
+        "spoils_rax" "spoils_rax_entry": "mov eax, eax";
+        "spoils_r10" "spoils_r10_entry": "lea r10, [r10 + 1]";
+        "spoils_r11" "spoils_r11_entry": "lea r11, [r11 + 1]";
+        "spoils_flags" "spoils_flags_entry": "test rsp, rsp";
+        "spoils_direction" "spoils_direction_entry": "cld";
+        "spoils_x87" "spoils_x87_entry": "fincstp";
+        "spoils_mxcsr" "spoils_mxcsr_entry": "push 0x1f80\nldmxcsr [rsp]\nlea rsp, [rsp + 8]";
+        "spoils_xmm" "spoils_xmm_entry": "xorps xmm15, xmm15";
+        "spoils_upper" "spoils_upper_entry": "vzeroupper";
+        "spoils_stack" "spoils_stack_entry": "mov qword ptr [rsp + 24], rsp";
     },
     ".popsection",
     BYTES = const size_of::<State>(),

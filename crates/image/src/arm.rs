@@ -96,19 +96,22 @@ pub struct ArmedSite {
     pub function: usize,
     /// The function's address.
     pub address: Addr,
-    /// The first half of its stub: the call of an entry.
+    /// The first half of its stub: the jump to what calls an entry, or that call. It is the one instruction to poke to switch the site.
     pub on: Addr,
     /// The second half: only what the function does itself.
     pub off: Addr,
-    /// Where the jump of 5 bytes stands. It leads to `on`, perhaps by a detour, and is the one instruction to poke to switch the site.
+    /// Where the jump of 5 bytes stands. It leads to `on`, perhaps by a detour.
     pub jump_at: Addr,
 }
 
 /// Behind the shared jumps, and between stubs, so that nobody runs on.
 const FILLER: u8 = 0xcc;
 
-/// The second half of a stub's beginning: the call.
+/// The second half of a stub's beginning: the jump or call.
 const CALL: usize = 5;
+
+/// What a stub ends with: `push`, `jmp`, and the address that is pushed, which is that of the stub's second half.
+const ENTER_BYTES: usize = 6 + 6 + 8;
 
 /// Bytes of `push imm32`.
 const PUSH: usize = 5;
@@ -126,9 +129,9 @@ const VENEERS: usize = 4;
 pub(crate) fn stub_bytes_bound(functions: &[Function], selected: &[usize], shims: &[Shim]) -> usize {
     let wanted = wanted(selected, shims);
     let places = wanted.iter().filter_map(|one| functions.get(one.function)?.plan());
-    // One for the veneers; for each stub one for the call of an entry, one for each instruction, one for the jump back or behind a push, one for the
-    // detour.
-    let places = 1 + places.map(|plan| 3 + usize::from(plan.window_bytes)).sum::<usize>();
+    // One for the veneers; for each stub one for its beginning, one for each instruction, one for the jump back or behind a push, two for its end, one for
+    // the detour.
+    let places = 1 + places.map(|plan| 5 + usize::from(plan.window_bytes)).sum::<usize>();
     layout(functions, &wanted).1.next_multiple_of(align_of::<StubPlace>()) + places * size_of::<StubPlace>()
 }
 
@@ -167,7 +170,7 @@ fn layout(functions: &[Function], wanted: &[Wanted<'_>]) -> (Vec<Option<Room>>, 
     let room = |one: &Wanted<'_>| {
         let plan = functions.get(one.function).and_then(Function::plan)?;
         let code = (end + SITE_ID_BYTES).next_multiple_of(ALIGN_BYTES);
-        end = code + CALL + usize::from(plan.stub_bytes);
+        end = code + CALL + usize::from(plan.stub_bytes) + ENTER_BYTES;
         let detour = one.shim.map(|_| end.next_multiple_of(ALIGN_BYTES));
         end = detour.map_or(end, |detour| detour + DETOUR_CODE_BYTES + size_of::<Detour>());
         Some(Room { id: code - SITE_ID_BYTES, detour })
@@ -181,10 +184,13 @@ struct Part {
     stub: Vec<u8>,
     writes: Vec<Write>,
     site: ArmedSite,
+    window_at: Addr,
     /// Offset in the stub's code and address in the process of each of its pieces.
     places: Vec<(usize, Addr)>,
     /// Offset in the stub's code of the instruction behind the push of a return address.
     called: Option<usize>,
+    /// Offsets in the stub's code of its end and of the second instruction there.
+    enter: Option<[usize; 2]>,
 }
 
 /// See [`Image::arm`].
@@ -238,6 +244,10 @@ pub(crate) fn arm(image: &Image, request: &ArmRequest<'_>) -> Armed {
                     stub: u32::try_from(code + offset).unwrap_or(u32::MAX),
                     code: CALLED_CODE,
                 }));
+                if let Some([push, jump]) = part.enter {
+                    places.push(area::place(request.stubs_at, code + push, part.window_at));
+                    places.push(StubPlace { stub: u32::try_from(code + jump).unwrap_or(u32::MAX), code: ENTRY_CODE });
+                }
                 if let (Some(at), Some(bytes)) = (room.detour, detour) {
                     armed.stubs[at..at + bytes.len()].copy_from_slice(&bytes);
                     places.push(area::place(request.stubs_at, at, part.site.address));
@@ -298,13 +308,29 @@ fn part(image: &Image, request: &ArmRequest<'_>, wanted: Wanted<'_>, room: Room)
 
     let id = request.first_site.wrapping_add(u32::try_from(index).unwrap_or(u32::MAX));
     let mut stub = id.to_le_bytes().to_vec();
-    if wanted.is_selected {
-        stub.extend_from_slice(&call_of_entry(mode, request, plan, on)?);
-    } else {
-        stub.extend_from_slice(&encode::nop(CALL));
-    }
+    let enter_at = CALL + moved.bytes.len();
+    let entry = wanted.is_selected.then(|| entry_for(request, plan));
+    let hooks = entry.filter(|entry| entry.hooks);
+    let first = match entry {
+        None => encode::nop(CALL),
+        Some(entry) if entry.hooks => encode::jmp(on, on.after(enter_at), mode).map_err(|_| Reason::OutOfReach)?,
+        Some(entry) => {
+            let direct = encode::call(on, entry.at, mode);
+            let through = || encode::call(on, request.stubs_at.after(veneer_at(entry.veneer)), mode);
+            direct.or_else(|_| through()).map_err(|_| Reason::OutOfReach)?
+        }
+    };
+    stub.extend_from_slice(&first);
     stub.extend_from_slice(&moved.bytes);
-    // The call stands for the first instruction.
+    let enter = match hooks {
+        Some(entry) => {
+            let (code, second) = enter(mode, request, entry, on.after(enter_at), off)?;
+            stub.extend_from_slice(&code);
+            Some([enter_at, enter_at + second])
+        }
+        None => None,
+    };
+    // The stub's first instruction stands for the window's.
     let mut places = vec![(0, window_at)];
     // A call is the last one, and begins with `push imm32`.
     let called = moved.boundaries.last().filter(|_| moved.emulates_call).map(|(_, new)| CALL + *new as usize + PUSH);
@@ -338,24 +364,64 @@ fn part(image: &Image, request: &ArmRequest<'_>, wanted: Wanted<'_>, room: Room)
     }
     let site =
         ArmedSite { id, function: index, address: in_process(function.address), on, off, jump_at: in_process(jump_at) };
-    Ok(Part { stub, writes, site, places, called })
+    Ok(Part { stub, writes, site, window_at, places, called, enter })
 }
 
-/// The call at the beginning of a stub, of the entry itself or of the jump to it.
-fn call_of_entry(mode: Mode, request: &ArmRequest<'_>, plan: &Plan, at: Addr) -> Result<InsnBytes, Reason> {
+/// One of the [`Entries`].
+#[derive(Clone, Copy)]
+struct Entry {
+    at: Addr,
+    /// Which of the veneers leads there.
+    veneer: usize,
+    /// Whether it hooks the return.
+    hooks: bool,
+}
+
+/// Which entry records the function of this plan.
+fn entry_for(request: &ArmRequest<'_>, plan: &Plan) -> Entry {
     let entries = request.entries;
-    let (entry, index) = if plan.entry_only.is_some() || !request.returns {
-        (entries.point, 3)
+    if plan.entry_only.is_some() || !request.returns {
+        Entry { at: entries.point, veneer: 3, hooks: false }
     } else if request.limit_depth {
-        (entries.enter_limited, 2)
+        Entry { at: entries.enter_limited, veneer: 2, hooks: true }
     } else if plan.keep_flags {
-        (entries.enter_keep_flags, 1)
+        Entry { at: entries.enter_keep_flags, veneer: 1, hooks: true }
     } else {
-        (entries.enter, 0)
-    };
-    let direct = encode::call(at, entry, mode);
-    let through = || encode::call(at, request.stubs_at.after(veneer_at(index)), mode);
-    direct.or_else(|_| through()).map_err(|_| Reason::OutOfReach)
+        Entry { at: entries.enter, veneer: 0, hooks: true }
+    }
+}
+
+/// What pushes `off` and jumps to the entry, for the address `at`, and where its second instruction is.
+fn enter(
+    mode: Mode,
+    request: &ArmRequest<'_>,
+    entry: Entry,
+    at: Addr,
+    off: Addr,
+) -> Result<([u8; ENTER_BYTES], usize), Reason> {
+    let mut code = [FILLER; ENTER_BYTES];
+    match mode {
+        Mode::Bits64 => {
+            const NEXT: usize = 6;
+            // Of the veneer's jump.
+            let word = request.stubs_at.after(veneer_at(entry.veneer) + VENEER_BYTES - size_of::<u64>());
+            let distance = i32::try_from(word.distance_from(at.after(2 * NEXT))).map_err(|_| Reason::OutOfReach)?;
+            // push [rip + 6]: the last word. jmp [rip + distance].
+            code[..NEXT].copy_from_slice(&[0xff, 0x35, 6, 0, 0, 0]);
+            code[NEXT..NEXT + 2].copy_from_slice(&[0xff, 0x25]);
+            code[NEXT + 2..2 * NEXT].copy_from_slice(&distance.to_le_bytes());
+            code[2 * NEXT..].copy_from_slice(&off.value().to_le_bytes());
+            Ok((code, NEXT))
+        }
+        Mode::Bits32 => {
+            const NEXT: usize = 5;
+            let jump = encode::jmp(at.after(NEXT), entry.at, mode).map_err(|_| Reason::OutOfReach)?;
+            code[0] = 0x68;
+            code[1..NEXT].copy_from_slice(&off.value().to_le_bytes()[..4]);
+            code[NEXT..NEXT + jump.len()].copy_from_slice(&jump);
+            Ok((code, NEXT))
+        }
+    }
 }
 
 /// The displacement of the branch at `branch` that leads to where its target went, and where that displacement stands in the file.

@@ -208,7 +208,17 @@ fn every_instruction_of_a_stub_stands_for_one_of_the_program() {
         assert_eq!(code_of(site.on).value(), window);
         assert_eq!(code_of(site.off).value(), window);
         let off = usize::try_from(site.off.distance_from(STUBS_AT)).expect("stubs begin there");
-        for (at, code) in places.iter().skip_while(|place| place.0 < off).take_while(|place| place.0 < off + 64) {
+        let distance = i32::from_le_bytes(*armed.stubs[off - 4..].first_chunk().expect("the stub goes on"));
+        let leads_to = site.off.offset(i64::from(distance));
+        let stub_end = if plan.entry_only.is_some() {
+            off + 64
+        } else {
+            // What enters the function is at the stub's end: as at the window's beginning, and once it has pushed, as at an entry's.
+            assert_eq!(code_of(leads_to).value(), window);
+            assert_eq!(code_of(leads_to.after(6)), STUBS_AT.offset(i64::from(ENTRY_CODE)));
+            usize::try_from(leads_to.distance_from(STUBS_AT)).expect("it is one of the stubs")
+        };
+        for (at, code) in places.iter().skip_while(|place| place.0 < off).take_while(|place| place.0 < stub_end) {
             let code = STUBS_AT.offset(i64::from(*code));
             if (window..end).contains(&code.value()) {
                 all += 1;

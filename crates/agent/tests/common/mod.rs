@@ -239,20 +239,52 @@ pub(crate) fn tid() -> u32 {
     u32::try_from(unsafe { libc::syscall(libc::SYS_gettid) }).unwrap()
 }
 
-// Stubs as the recorder writes them: the site's id, a call of an entry, and the function.
+/// A stub as the recorder writes it, whose entry hooks the return: the site's id, a jump to where the entry is jumped to, and the function.
+#[macro_export]
+macro_rules! hooked_stub {
+    ($name:literal, $id:literal, $entry:literal, $function:literal) => {
+        concat!(
+            ".long ",
+            $id,
+            "\n.globl ",
+            $name,
+            "\n",
+            $name,
+            ":\n",
+            ".byte 0xe9\n.long .L",
+            $name,
+            "_enter - .L",
+            $name,
+            "_off\n",
+            ".L",
+            $name,
+            "_off:\njmp ",
+            $function,
+            "\n",
+            ".L",
+            $name,
+            "_enter:\npush qword ptr [rip + .L",
+            $name,
+            "_word]\njmp ",
+            $entry,
+            "\n",
+            ".pushsection .data.rel.ro.stubs,\"aw\",@progbits\n.p2align 3\n",
+            ".L",
+            $name,
+            "_word: .quad .L",
+            $name,
+            "_off\n.popsection\n",
+        )
+    };
+}
+
+// The others call their entries.
 global_asm!(
+    ".pushsection .text.stubs,\"ax\",@progbits",
+    "stub_ends: ret",
+    hooked_stub!("stub_one", "1", "trapline_enter", "stub_ends"),
+    hooked_stub!("stub_two", "2", "trapline_enter", "stub_ends"),
     r#"
-    .pushsection .text.stubs,"ax",@progbits
-    .long 1
-    .globl stub_one
-stub_one:
-    call trapline_enter
-    ret
-    .long 2
-    .globl stub_two
-stub_two:
-    call trapline_enter
-    ret
     .long 3
     .globl stub_point
 stub_point:

@@ -1,11 +1,14 @@
-//! The entries: what an armed function's stub calls.
+//! The entries: where an armed function's stub goes.
 //!
 //! At the entry of one, and with `n` words pushed by it:
 //!
 //! ```text
 //! rsp + 8n + 8   slot: the return address of the armed function
-//! rsp + 8n       return address into the stub; the site's id lies SITE_ID_OFFSET bytes from it
+//! rsp + 8n       where the stub goes on; the site's id lies SITE_ID_OFFSET bytes from it
 //! ```
+//!
+//! An entry that hooks the return is jumped to, and goes on by [`trapline_launch`](super::leave): processors predict where a `ret` leads by the calls before it, so the
+//! function is called once more, from where it has to return to. Whatever finds no hook to make goes on by a jump. The entry that never hooks is called, and returns.
 //!
 //! For unwinders an entry stands for the armed function: its canonical frame address is that of the function, whose registers are all still
 //! there, so that the caller is found through the slot.
@@ -114,7 +117,7 @@ macro_rules! enter {
             write_record!("ENTER", concat!(".L", $name, "_full")),
             ".L",
             $name,
-            "_leave:\n",
+            "_launch:\n",
             ".cfi_remember_state\n",
             pop!("rdi"),
             pop!("rsi"),
@@ -122,7 +125,33 @@ macro_rules! enter {
             pop!("rcx"),
             $restore,
             pop!("rax"),
-            "ret\n",
+            "jmp trapline_launch\n",
+            ".cfi_restore_state\n",
+            ".L",
+            $name,
+            "_full:\n",
+            "call trapline_record_full\n",
+            "jmp .L",
+            $name,
+            "_launch\n",
+            // The slot is as it was. Not `ret`, whose prediction is the function's.
+            ".L",
+            $name,
+            "_leave:\n",
+            ".cfi_remember_state\n",
+            // Assemblers that restore a state go on counting from before.
+            ".cfi_def_cfa_offset 56 + ",
+            $extra,
+            "\n",
+            pop!("rdi"),
+            pop!("rsi"),
+            pop!("rdx"),
+            pop!("rcx"),
+            $restore,
+            pop!("rax"),
+            "lea rsp, [rsp + 8]\n",
+            ".cfi_adjust_cfa_offset -8\n",
+            "jmp qword ptr [rsp - 8]\n",
             ".cfi_restore_state\n",
             ".L",
             $name,
@@ -132,13 +161,13 @@ macro_rules! enter {
             "]\n",
             "mov esi, dword ptr [rsi + {SITE_ID_OFFSET}]\n",
             reserve!(),
-            write_record!("TAIL", concat!(".L", $name, "_full")),
+            write_record!("TAIL", concat!(".L", $name, "_full_unhooked")),
             "jmp .L",
             $name,
             "_leave\n",
             ".L",
             $name,
-            "_full:\n",
+            "_full_unhooked:\n",
             "call trapline_record_full\n",
             "jmp .L",
             $name,
@@ -165,7 +194,7 @@ macro_rules! enter {
             "]\n",
             "mov esi, dword ptr [rsi + {SITE_ID_OFFSET}]\n",
             reserve!(),
-            write_record!("POINT", concat!(".L", $name, "_full")),
+            write_record!("POINT", concat!(".L", $name, "_full_unhooked")),
             "jmp .L",
             $name,
             "_leave\n",

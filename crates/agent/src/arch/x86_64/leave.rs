@@ -1,4 +1,8 @@
-//! Where hooked functions return to.
+//! How hooked functions are launched, and where they return to.
+//!
+//! A processor remembers the calls, and predicts that each `ret` leads behind the last one. A hooked function returns elsewhere than behind its caller's call, so it is called
+//! once more, by `trapline_launch`, the instruction in front of `trapline_return`. Its `ret` is then predicted, and so is the one here, which belongs to its caller's call.
+//! The call stores in the slot what is there already.
 //!
 //! ```text
 //!                        at trapline_return    with n words pushed
@@ -10,10 +14,10 @@
 //!
 //! # Unwinding
 //!
-//! A hooked slot holds `trapline_return`, so unwinders come here, and look up the address before it: the entry starts one instruction early.
+//! A hooked slot holds `trapline_return`, so unwinders come here, and look up the address before it: the entry starts with the last byte of the call.
 //! The canonical frame address is one *above* the stack pointer, which is then given by a rule of its own: were both equal, libgcc would take this frame
 //! for the one of the handler that it looks for, and were the former smaller, gdb would take the stack for corrupt. The return address is where
-//! `shadow_address` says, computed from the slot, which is 9 below. That holds until the jump, as nobody changes the shadow meanwhile. Not marked
+//! `shadow_address` says, computed from the slot, which is 9 below. That holds until the end, as nobody changes the shadow meanwhile. Not marked
 //! as a signal frame, which would shift the lookup of the caller.
 //!
 //! This is for whoever reads unwind information by itself: debuggers, profilers, libunwind. libgcc, which nearly every program has for exceptions and
@@ -37,6 +41,21 @@ global_asm!(
     r#"
     .pushsection .text.trapline,"ax",@progbits
     .p2align 6
+    .hidden trapline_launch
+    .globl trapline_launch
+    .type trapline_launch, @function
+trapline_launch:
+    .cfi_startproc
+    .cfi_def_cfa_offset 16
+    lea rsp, [rsp + 16]
+    .cfi_def_cfa rsp, 1
+    # As below, but the return address is in the slot. DW_CFA_expression, register 16, 2 bytes: lit9 minus.
+    .cfi_escape 0x16, 7, 2, 0x31, 0x1c
+    .cfi_escape 0x10, 16, 2, 0x39, 0x1c
+    # call qword ptr [rsp - 16], whose last byte is looked up for what comes behind.
+    .byte 0xff, 0x54, 0x24
+    .cfi_endproc
+    .size trapline_launch, . - trapline_launch
     .hidden trapline_return
     .globl trapline_return
     .type trapline_return, @function
@@ -46,7 +65,7 @@ global_asm!(
     .cfi_escape 0x16, 7, 2, 0x31, 0x1c
     # Return address: DW_CFA_expression, register 16, 13 bytes: lit9 minus, dup plus, lit3 const1u 45 shl plus, lit17 shl lit17 shr.
     .cfi_escape 0x10, 16, 13, 0x39, 0x1c, 0x12, 0x22, 0x33, 0x08, 45, 0x24, 0x22, 0x41, 0x24, 0x41, 0x25
-    nop
+    .byte 0xf0
 trapline_return:
     lea rsp, [rsp - 8]
     .cfi_adjust_cfa_offset 8
@@ -82,10 +101,8 @@ trapline_return:
     r#"
     pop rax
     .cfi_adjust_cfa_offset -8
-    lea rsp, [rsp + 8]
-    .cfi_adjust_cfa_offset -8
-    # Not `ret`: its prediction was used up by the function's own.
-    jmp qword ptr [rsp - 8]
+    # Predicted: the function's own return went with the launch.
+    ret
     .cfi_restore_state
 .Ltrapline_return_full:
     call trapline_record_full

@@ -84,6 +84,8 @@ unsafe extern "C" {
     static ENTRIES: u8;
     #[link_name = "trapline_entries_end"]
     static ENTRIES_END: u8;
+    #[link_name = "trapline_launch"]
+    static LAUNCH: u8;
     #[link_name = "trapline_return"]
     static RETURN: u8;
     #[link_name = "trapline_find_fde"]
@@ -93,8 +95,8 @@ unsafe extern "C" {
 /// Whose code it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Code {
-    /// One of the entries. It was called from a stub, and that lies two words below what the caller of the armed function has for its canonical
-    /// frame address.
+    /// One of the entries, or what they end with. An address in the stub lies two words below what the caller of the armed function has for its canonical frame
+    /// address.
     Entry,
     /// The agent's.
     Agent,
@@ -120,7 +122,7 @@ pub fn return_code() -> u64 {
 /// Whose code is at `address`, or before it if it is a return address.
 pub fn code_at(address: u64) -> Code {
     let is_in = |start: *const u8, end: *const u8| (start as u64..end as u64).contains(&address);
-    if is_in(&raw const ENTRIES, &raw const ENTRIES_END) {
+    if is_in(&raw const ENTRIES, &raw const ENTRIES_END) || is_in(&raw const LAUNCH, &raw const RETURN) {
         Code::Entry
     } else if is_in(&raw const START, &raw const CODE_END) {
         Code::Agent
