@@ -250,7 +250,8 @@ const EXPLANATION: &str = "\n\
   nobody traces, in the same round; of the program compiled with `-O2`, for the floor and where nobody traces. *of the processor* is the same by the thread's processor time: where it is much less, the thread waited, for its tracer or for
   other programs.
 - **The floor** is `benches/peers/floor.c`: reads the time-stamp counter and stores, at the entry, or at entry and exit with a return address put aside. Nobody reads what it
-  records, and it knows no filters, no second stack and no exceptions. A tracer of the same kind cannot be faster.
+  records, and it knows no filters, no second stack and no exceptions. A tracer that functions call cannot be faster. trapline's sites jump, so it can call the function anew
+  from where that has to return to, which has both returns predicted: a misprediction that the floor has at each exit.
 - **Ratios** are those of costs in the same round; **medians** of all rounds. Rounds are interleaved: each has every row once. Nothing is pinned and no frequency is fixed.
 - **whole command** is the time from the start of the command to its end for each call, start-up and the writing of all data included: a tracer that only puts off its work does not
   hide it there. **bytes** are those of its data for each call.
