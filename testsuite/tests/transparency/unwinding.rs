@@ -1,8 +1,12 @@
 //! Frames that are left without a return, and those who look at frames.
 
 use trapline_testsuite::{
-    program::{Library, Program},
+    compare,
+    program::{Library, Optimised, Program},
+    run::{Command, End},
+    scratch::Scratch,
     transparency::Check,
+    trapline,
 };
 
 /// Rust prints the thread's number when it panics.
@@ -55,6 +59,18 @@ fn rust_backtraces_show_the_same_frames() {
 #[test]
 fn backtraces_show_the_same_frames() {
     Check::of(Program::of(&["backtrace.c"])).run();
+}
+
+#[test]
+fn exceptions_thrown_between_any_two_instructions_are_caught() {
+    // Optimised and without libraries: each instruction costs a signal for each one before it.
+    let scratch = Scratch::new();
+    let program = Program::of(&["thrown_anywhere.cpp"]).flags(&["-fnon-call-exceptions"]);
+    let command = Command::new(program.build(Optimised::Yes, scratch.path()), scratch.path());
+    let bare = command.run();
+    assert_eq!(bare.end, End::Status(0), "{}", bare.text());
+    let recorded = command.behind(trapline::record(&scratch.join("trace"), &[])).run();
+    assert_eq!(compare::same(&bare, &recorded), Vec::<String>::new());
 }
 
 #[test]
