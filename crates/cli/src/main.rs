@@ -7,9 +7,12 @@
 //! failed on the way. `record` has the status of the program that it ran.
 #![forbid(unsafe_code)]
 
+mod diff;
 mod export;
 mod functions;
+mod graph;
 mod info;
+mod names;
 #[cfg(target_arch = "x86_64")]
 mod record;
 mod replay;
@@ -39,8 +42,10 @@ Put the promise to the test on this machine, and then the old behaviour, which l
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    Diff(diff::Arguments),
     Export(export::Arguments),
     Functions(functions::Arguments),
+    Graph(graph::Arguments),
     Info(info::Arguments),
     #[cfg(target_arch = "x86_64")]
     Record(record::Arguments),
@@ -81,8 +86,10 @@ fn main() -> ExitCode {
     // Usage errors end here, with status 2.
     let arguments = Arguments::parse();
     let outcome = match &arguments.verb {
+        Verb::Diff(arguments) => diff::run(arguments),
         Verb::Export(arguments) => export::run(arguments),
         Verb::Functions(arguments) => functions::run(arguments),
+        Verb::Graph(arguments) => graph::run(arguments),
         Verb::Info(arguments) => info::run(arguments),
         Verb::Replay(arguments) => replay::run(arguments),
         Verb::Report(arguments) => report::run(arguments),

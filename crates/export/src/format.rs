@@ -19,6 +19,8 @@ pub enum Format {
     Flamegraph,
     /// pprof's protobuf.
     Pprof,
+    /// A table in Parquet.
+    Parquet,
     /// The Common Trace Format, a directory.
     Ctf,
     /// uftrace's data directory.
@@ -29,7 +31,7 @@ pub enum Format {
 
 impl Format {
     /// All of them, the one that most people want first.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Perfetto,
         Self::Chrome,
         Self::Firefox,
@@ -37,6 +39,7 @@ impl Format {
         Self::Folded,
         Self::Flamegraph,
         Self::Pprof,
+        Self::Parquet,
         Self::Ctf,
         Self::Uftrace,
         Self::PerfScript,
@@ -52,6 +55,7 @@ impl Format {
             Self::Folded => "folded",
             Self::Flamegraph => "flamegraph",
             Self::Pprof => "pprof",
+            Self::Parquet => "parquet",
             Self::Ctf => "ctf",
             Self::Uftrace => "uftrace",
             Self::PerfScript => "perf-script",
@@ -68,6 +72,7 @@ impl Format {
             Self::Folded => "folded",
             Self::Flamegraph => "svg",
             Self::Pprof => "pb",
+            Self::Parquet => "parquet",
             Self::Ctf => "ctf",
             Self::Uftrace => "uftrace",
             Self::PerfScript => "perf.txt",
@@ -84,6 +89,7 @@ impl Format {
             Self::Folded => "flamegraph.pl, inferno-flamegraph or speedscope",
             Self::Flamegraph => "any browser",
             Self::Pprof => "pprof -http=: FILE",
+            Self::Parquet => "DuckDB, ClickHouse, Spark and other engines for tables",
             Self::Ctf => "babeltrace2 DIRECTORY",
             Self::Uftrace => "uftrace replay -d DIRECTORY, and its other commands",
             Self::PerfScript => "stackcollapse-perf.pl, speedscope or profiler.firefox.com",

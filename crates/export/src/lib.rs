@@ -11,6 +11,7 @@ mod error;
 mod firefox;
 mod flame;
 mod format;
+mod parquet;
 mod perf_script;
 mod perfetto;
 mod pprof;
@@ -26,6 +27,7 @@ pub use target::Target;
 
 use std::path::Path;
 
+use error::Failure;
 use source::{Output, drive};
 
 /// Writes a trace in another format, and says what it held. `progress` is told now and then how many events are done, and of how many.
@@ -47,6 +49,10 @@ pub fn export(
         Format::Folded => to(input, flame::Folded::new(target.file()?), target, progress),
         Format::Flamegraph => to(input, flame::Flamegraph::new(target.file()?), target, progress),
         Format::Pprof => to(input, pprof::Pprof::new(target.file()?), target, progress),
+        Format::Parquet => {
+            let output = parquet::Parquet::new(target.file()?);
+            to(input, output.map_err(|error| Failure::Output(error).about(target.path()))?, target, progress)
+        }
         Format::Ctf => to(input, ctf::Ctf::new(target.directory()?), target, progress),
         Format::Uftrace => to(input, uftrace::Uftrace::new(target.directory()?), target, progress),
         Format::PerfScript => to(input, perf_script::PerfScript::new(target.file()?), target, progress),

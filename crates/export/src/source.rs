@@ -78,6 +78,7 @@ pub(crate) struct Call {
     pub(crate) end_ns: u64,
     /// Without the calls that it made.
     pub(crate) self_ns: u64,
+    pub(crate) ending: Ending,
 }
 
 /// A function, as formats show it.
@@ -301,7 +302,7 @@ impl<O: Output> Sink for Teller<'_, O> {
     }
 
     #[inline]
-    fn close(&mut self, depth: usize, frame: Frame<Open>, tsc: u64, _: Ending) {
+    fn close(&mut self, depth: usize, frame: Frame<Open>, tsc: u64, ending: Ending) {
         let Open { function, start_ns } = frame.data;
         let end_ns = self.time(tsc);
         let callees_ns = self.state.callees_ns.pop().unwrap_or_default();
@@ -309,7 +310,7 @@ impl<O: Output> Sink for Teller<'_, O> {
             *caller += end_ns - start_ns;
         }
         let self_ns = (end_ns - start_ns).saturating_sub(callees_ns);
-        let call = Call { function, depth, start_ns, end_ns, self_ns };
+        let call = Call { function, depth, start_ns, end_ns, self_ns, ending };
         self.tell(|output, trace, told| output.leave(trace, &told.thread, call));
     }
 

@@ -16,7 +16,7 @@ use crate::Error;
 pub struct Target(PathBuf);
 
 /// A file that is written.
-pub(crate) type Stream = BufWriter<Box<dyn Write>>;
+pub(crate) type Stream = BufWriter<Box<dyn Write + Send>>;
 
 const BUFFER_BYTES: usize = 1 << 18;
 
@@ -37,8 +37,8 @@ impl Target {
     }
 
     pub(crate) fn file(&self) -> Result<Stream, Error> {
-        let sink: Box<dyn Write> = if self.is_standard_output() {
-            Box::new(io::stdout().lock())
+        let sink: Box<dyn Write + Send> = if self.is_standard_output() {
+            Box::new(io::stdout())
         } else {
             Box::new(create(&self.0).map_err(|source| Error::Create { path: self.0.clone(), source })?)
         };

@@ -277,6 +277,35 @@ fn uftrace_has_a_file_of_records_a_thread_and_tells_its_sessions() {
 }
 
 #[test]
+fn parquet_has_a_row_a_call_and_null_where_nobody_knows() {
+    use parquet::{
+        file::reader::{FileReader, SerializedFileReader},
+        record::RowAccessor,
+    };
+    let (_directory, output) = exported(Format::Parquet);
+    let reader = SerializedFileReader::new(fs::File::open(output).expect("a file")).expect("Parquet");
+    let mut sums: BTreeMap<String, (u64, u64)> = BTreeMap::new();
+    let mut endings = Vec::new();
+    for row in reader.get_row_iter(None).expect("rows") {
+        let row = row.expect("a row");
+        let named: BTreeMap<&str, usize> =
+            row.get_column_iter().enumerate().map(|(index, (name, _))| (name.as_str(), index)).collect();
+        assert_eq!(row.get_string(named["program"]).expect("a program"), "prog");
+        assert_eq!(row.get_int(named["pid"]).expect("a pid"), 41);
+        let function = row.get_string(named["function"]).expect("a function").clone();
+        let ending = row.get_string(named["ending"]).expect("an ending").clone();
+        let duration_ns = row.get_long(named["duration_ns"]);
+        assert_eq!(duration_ns.is_err(), ending == "point");
+        let sum = sums.entry(function).or_default();
+        *sum = (sum.0 + 1, sum.1 + duration_ns.unwrap_or(0).cast_unsigned());
+        endings.push(ending);
+    }
+    assert_eq!(sums, expected());
+    let expected = ["returned", "jumped", "returned", "point", "open", "open", "returned", "returned", "returned"];
+    assert_eq!(endings, expected);
+}
+
+#[test]
 fn binary_formats_hold_the_names() {
     for format in [Format::Perfetto, Format::Pprof, Format::Firefox] {
         let (_directory, output) = exported(format);
