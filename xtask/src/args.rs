@@ -16,6 +16,8 @@ Usage: cargo xtask VERB
                                 --accel tcg|kvm, --quick (fewer pokes), --json (one line a run)
   fidelity [PROGRAM...]         real programs under trapline and under callgrind: every function was called as often as
                                 the trace says
+  consumers [READER...]         the viewers, profilers and databases that read our exports find the calls and times of `trapline report`: perfetto, speedscope,
+                                profiler-cli, pprof, uftrace, babeltrace2, duckdb, chdb, spark; installs what is missing
   bench-peers [--quick|--full] [--only PEER]
                                 trapline beside uftrace, XRay, bpftrace and Frida, on the same work: writes docs/benchmarks.md. --quick takes fewer calls, and
                                 --only one tracer; both print instead of writing. --full reports on ten times as many calls
@@ -43,6 +45,8 @@ pub(crate) enum Verb {
     KernelTest(KernelTest),
     /// Compare traces with callgrind's counts, of these programs or of all.
     Fidelity(Vec<String>),
+    /// Have these tools read our exports, or all.
+    Consumers(Vec<String>),
     /// Measure trapline beside its peers.
     BenchPeers(BenchPeers),
 }
@@ -127,6 +131,7 @@ pub(crate) fn parse(mut arguments: impl Iterator<Item = String>, under_ci: bool)
         "bench" => Ok(Verb::Bench(arguments.collect())),
         "kernel-test" => kernel_test(arguments).map(Verb::KernelTest),
         "fidelity" => Ok(Verb::Fidelity(arguments.collect())),
+        "consumers" => Ok(Verb::Consumers(arguments.collect())),
         "bench-peers" => bench_peers(arguments).map(Verb::BenchPeers),
         unknown => Err(format!("unknown verb `{unknown}`")),
     }

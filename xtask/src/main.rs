@@ -1,7 +1,7 @@
 //! trapline's task runner: `cargo xtask VERB`.
 //!
 //! A verb is parsed by [`args`] and carried out here. `test` and `lint` are a walk by [`runner`] over the table in
-//! [`steps`], whose outcomes [`expect`] judges; `kernel-test` ([`kernel`]) boots a kernel that traces itself; `bench-peers` ([`peers`]) measures trapline beside others;
+//! [`steps`], whose outcomes [`expect`] judges; `kernel-test` ([`kernel`]) boots a kernel that traces itself; `bench-peers` ([`peers`]) measures trapline beside others; `consumers` ([`consumers`]) has other tools read our exports;
 //! `setup` ([`setup`]) makes a machine ready for them; [`text`] holds the
 //! rules about our own files that no compiler checks.
 //!
@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod consumers;
 mod expect;
 mod fidelity;
 mod kernel;
@@ -57,6 +58,7 @@ fn carry_out(verb: Verb) -> Result<ExitCode> {
         Verb::Bench(arguments) => bench(&arguments),
         Verb::KernelTest(asked) => kernel::test(asked),
         Verb::Fidelity(programs) => fidelity::run(&programs),
+        Verb::Consumers(names) => consumers::run(&names),
         Verb::BenchPeers(asked) => peers::run(&asked),
     }
 }

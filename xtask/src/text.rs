@@ -20,7 +20,7 @@ const REGISTRY_HOSTS: [&str; 5] =
     ["crates io", "static rust-lang org", "deb debian org", "pypi org", "registry npmjs org"];
 
 /// The crates whose every root forbids unsafe code, once they exist.
-const SAFE_CRATES: [&str; 4] = ["crates/abi", "crates/cli", "crates/trace", "xtask"];
+const SAFE_CRATES: [&str; 5] = ["crates/abi", "crates/cli", "crates/export", "crates/trace", "xtask"];
 
 /// Applies the rules to every tracked file of the workspace at `root`.
 ///
