@@ -15,7 +15,7 @@ QUERY = """
 if engine == "duckdb":
     import duckdb
 
-    rows = duckdb.sql(QUERY.format(table=f"'{path}'")).fetchall()
+    rows = duckdb.sql(QUERY.format(table=f"read_parquet('{path}')")).fetchall()
 elif engine == "chdb":
     import chdb
 
@@ -24,8 +24,7 @@ elif engine == "chdb":
 elif engine == "spark":
     from pyspark.sql import SparkSession
 
-    # Two executors in processes of their own, as in a cluster.
-    session = SparkSession.builder.master("local-cluster[2,1,1024]").config("spark.ui.enabled", "false").getOrCreate()
+    session = SparkSession.builder.master("local[2]").config("spark.ui.enabled", "false").getOrCreate()
     session.read.parquet(path).createOrReplaceTempView("calls")
     rows = [tuple(row) for row in session.sql(QUERY.format(table="calls")).collect()]
     session.stop()

@@ -55,7 +55,8 @@ pub(crate) fn run(names: &[String]) -> Result<ExitCode> {
     let whole = record(&trapline, &folder.0)?;
     let reduced = folder.0.join("reduced.data");
     let left_out = reduced::without_one_call(&whole, &reduced)?;
-    let expected = report(&trapline, &whole)?;
+    let mut expected = report(&trapline, &whole)?;
+    add_callees(&mut expected, &whole)?;
     let without = report(&trapline, &reduced)?;
     ensure!(
         expected.calls() == without.calls() + 1,
@@ -87,7 +88,8 @@ fn judge(
     let tools = Tools::for_tool(reader.tool)?;
     let read = |trace: &Path| -> Result<Table> {
         let name = trace.file_stem().unwrap_or_default().to_string_lossy();
-        let output = folder.join(format!("{name}-{}-{}", reader.tool, reader.format));
+        let number = READERS.iter().position(|other| std::ptr::eq(other, reader)).unwrap_or_default();
+        let output = folder.join(format!("{name}-{number}-{}", reader.format));
         let mut command = Command::new(trapline);
         command.args(["export", "--quiet", "--format", reader.format, "-i"]).arg(trace).arg("-o").arg(&output);
         install::output(&command, "trapline export")?;
@@ -153,6 +155,18 @@ fn report(trapline: &Path, trace: &Path) -> Result<Table> {
     let mut command = Command::new(trapline);
     command.args(["report", "--json", "-i"]).arg(trace);
     Table::of_report(&install::output(&command, "trapline report")?)
+}
+
+/// Adds how many calls each function made.
+fn add_callees(table: &mut Table, trace: &Path) -> Result<()> {
+    let (stacks, catalog, _) = trapline_trace::stacks(trace)?;
+    for node in stacks.nodes() {
+        if let Some(caller) = stacks.callers(node).nth(1) {
+            let name = catalog.function(caller.function).name();
+            table.add(&name, table::Sums { callees: node.calls, ..table::Sums::default() });
+        }
+    }
+    Ok(())
 }
 
 /// Where traces and exports are meanwhile.

@@ -67,10 +67,11 @@ fn speedscope(tools: &Tools, file: &Path) -> Result<Table> {
     Table::of_json(&output(&command, "speedscope")?)
 }
 
-/// The outermost frame is the program, which is no function.
+/// The outermost frame is the program, which is no function; what it shows as calls are stacks.
 fn speedscope_of_folded(tools: &Tools, file: &Path) -> Result<Table> {
     let mut table = speedscope(tools, file)?;
     table.remove("xz");
+    table.forget_calls();
     Ok(table)
 }
 
@@ -253,6 +254,8 @@ fn babeltrace_calls(text: &str) -> Result<Table> {
             let ns = seconds.parse::<u64>().ok()? * 1_000_000_000 + rest.parse::<u64>().ok()?;
             let name = line.split_once("function = ( \"")?.1.rsplit_once("\" : container")?.0;
             let event = part(") ", ": {")?.rsplit(' ').next()?;
+            // Where functions have the same name, their module follows.
+            let name = name.split_once(" [").map_or(name, |(name, _)| name);
             Some((ns, event, part("tid = ", ",")?, name))
         };
         let (ns, event, tid, name) = found().with_context(|| format!("no event: {line}"))?;
@@ -284,7 +287,7 @@ mod tests {
         let table = uftrace_rows(report);
         let mut expected = Table::default();
         let [total, own] = [Some(1_500_000.0), Some(2000.0)];
-        expected.add("f(int, char)", Sums { calls: Some(11), total, own, within: 1000.0, sum: None });
+        expected.add("f(int, char)", Sums { calls: Some(11), total, own, within: 1000.0, ..Sums::default() });
         expected.add("_start", Sums { calls: Some(1), total: Some(0.0), own: Some(0.0), ..Sums::default() });
         assert_eq!(table, expected);
         let replay = "# DURATION\n            | main() {\n   5.022 us |   f();\n            |   _start();\n   1.500 ms | } /* main */\n";

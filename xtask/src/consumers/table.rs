@@ -1,7 +1,7 @@
 //! Calls and times of functions, by whomever they were told, and what differs.
 //!
 //! Owns [`Table`]. Pure: nothing runs here. Functions of the same name are one row, for most formats know names alone. Invariant: what somebody does not tell is not compared; what he tells
-//! has to be within his own precision, or a nanosecond a call, which rounding takes.
+//! has to be within his own precision, or a nanosecond a call, which rounding takes; of time without callees, one for each of them as well.
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
@@ -20,6 +20,8 @@ pub(super) struct Sums {
     pub(super) own: Option<f64>,
     /// How wrong times may be, for they are printed with so many digits only.
     pub(super) within: f64,
+    /// How many calls it made: each one's duration is rounded, and taken off.
+    pub(super) callees: u64,
 }
 
 /// See the module's text.
@@ -38,7 +40,7 @@ impl Table {
                 sum: ns("sum_ns"),
                 total: ns("total_ns"),
                 own: ns("self_ns"),
-                within: 0.0,
+                ..Sums::default()
             };
             table.add(function["name"].as_str().context("a function has no name")?, sums);
         }
@@ -58,7 +60,7 @@ impl Table {
                 sum: ns("sum_ns"),
                 total: ns("total_ns"),
                 own: ns("self_ns"),
-                within: 0.0,
+                ..Sums::default()
             };
             table.add(name, sums);
         }
@@ -80,7 +82,12 @@ impl Table {
             total: added(known.total, more.total),
             own: added(known.own, more.own),
             within: known.within + more.within,
+            callees: known.callees + more.callees,
         };
+    }
+
+    pub(super) fn forget_calls(&mut self) {
+        self.0.values_mut().for_each(|sums| sums.calls = None);
     }
 
     pub(super) fn remove(&mut self, name: &str) {
@@ -138,8 +145,13 @@ fn difference(own: &Sums, theirs: &Sums) -> Option<String> {
         return Some(format!("{found} calls, {calls} in the report"));
     }
     let limit = 1.0 + own.calls.unwrap_or(0) as f64 + theirs.within;
-    let times = [("sum", own.sum, theirs.sum), ("total", own.total, theirs.total), ("self", own.own, theirs.own)];
-    times.into_iter().find_map(|(what, own, found)| {
+    let of_callees = own.callees as f64;
+    let times = [
+        ("sum", own.sum, theirs.sum, limit),
+        ("total", own.total, theirs.total, limit),
+        ("self", own.own, theirs.own, limit + of_callees),
+    ];
+    times.into_iter().find_map(|(what, own, found, limit)| {
         let (own, found) = (own?, found?);
         ((own - found).abs() > limit).then(|| format!("{what} {found} ns, {own} ns in the report"))
     })
