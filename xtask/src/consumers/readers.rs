@@ -83,10 +83,12 @@ fn tables(tools: &Tools, engine: &str, file: &Path) -> Result<Table> {
 
 /// Markers are calls; of the call tree, a sample is a nanosecond.
 fn profiler_cli(tools: &Tools, file: &Path) -> Result<Table> {
+    // A session that another run left behind is not ours.
+    let session = format!("trapline-{}", std::process::id());
     let ask = |words: &[&str]| -> Result<Value> {
         let script = tools.module("@firefox-devtools/profiler-cli/dist/profiler-cli.js");
         let mut command = tools.node_command(&script);
-        command.args(words).args(["--session", "trapline"]);
+        command.args(words).args(["--session", &session]);
         let text = output(&command, "profiler-cli")?;
         Ok(serde_json::from_str(&text).unwrap_or(Value::Null))
     };
