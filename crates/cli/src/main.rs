@@ -13,6 +13,7 @@ mod functions;
 mod graph;
 mod info;
 mod names;
+mod patch;
 #[cfg(target_arch = "x86_64")]
 mod record;
 mod replay;
@@ -47,6 +48,7 @@ enum Verb {
     Functions(functions::Arguments),
     Graph(graph::Arguments),
     Info(info::Arguments),
+    Patch(patch::Arguments),
     #[cfg(target_arch = "x86_64")]
     Record(record::Arguments),
     Replay(replay::Arguments),
@@ -91,6 +93,7 @@ fn main() -> ExitCode {
         Verb::Functions(arguments) => functions::run(arguments),
         Verb::Graph(arguments) => graph::run(arguments),
         Verb::Info(arguments) => info::run(arguments),
+        Verb::Patch(arguments) => patch::run(arguments),
         Verb::Replay(arguments) => replay::run(arguments),
         Verb::Report(arguments) => report::run(arguments),
         #[cfg(target_arch = "x86_64")]

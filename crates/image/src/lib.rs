@@ -89,6 +89,12 @@ pub enum Error {
     },
 }
 
+/// The contents of the file with the symbols that were taken out of the ELF file `bytes`, which was read from `path`: a separate debug file, or one within it.
+pub fn symbol_file(bytes: &[u8], path: &Path) -> Option<Vec<u8>> {
+    let elf = Elf::parse(bytes).ok()?;
+    debug::separate_file(&elf, path).or_else(|| debug::embedded_file(&elf))
+}
+
 /// An ELF file, its functions, and how they can be armed.
 #[derive(Debug)]
 pub struct Image {

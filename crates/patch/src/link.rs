@@ -1,0 +1,482 @@
+//! The linker: fits a patch to a process.
+//!
+//! Owns [`Linker`], which lays a patch out, and then, given an address and a [`Resolver`], gives the bytes to be mapped there. Neighbours: a patch from `format` or
+//! `build` comes in; whoever applies it allocates the memory, answers for the process's symbols, and maps what comes out. Invariants: pure; code, constants and
+//! data never share a page (I8); each place is filled in exactly or the link fails with the symbol's name; the same input gives the same bytes.
+//!
+//! What the new code refers to by name may be out of a jump's reach. So what is called has a stub of its own beside the new code, and what is looked up has
+//! a slot, as in a program's PLT and GOT. Both are laid out before anything is known about the process.
+
+use std::collections::BTreeMap;
+
+use trapline_engine::{Addr, AddrRange, Mode};
+
+use crate::{
+    patch::{Patch, Place, Relocation, Role, Section, When},
+    relocation::{self, Fit, Meaning, Slot, Value},
+};
+
+/// Parts of different protection begin on pages of their own.
+const PAGE_BYTES: u64 = 4096;
+
+/// `jmp *slot(%rip)`, and two bytes to keep stubs aligned.
+const STUB: [u8; 8] = [0xff, 0x25, 0, 0, 0, 0, 0xcc, 0xcc];
+
+/// What a process says about its symbols.
+pub trait Resolver {
+    /// What is added to the target file's addresses.
+    fn bias(&self) -> u64;
+
+    /// Where a symbol of another library is, as the target would find it. Indirect functions are asked what they choose.
+    fn import(&self, name: &str, version: Option<&str>) -> Option<Addr>;
+
+    /// Where a thread-local variable is.
+    fn thread_local(&self, variable: ThreadLocal<'_>) -> Option<ThreadPlace>;
+}
+
+/// A variable that each thread has for itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ThreadLocal<'a> {
+    /// The target's, at an offset in its block.
+    Target {
+        /// In the block.
+        offset: u64,
+    },
+    /// Another library's.
+    Import {
+        /// Its name.
+        name: &'a str,
+        /// The version that the target asks for.
+        version: Option<&'a str>,
+    },
+}
+
+/// Where a thread-local variable is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ThreadPlace {
+    /// The module, as `__tls_get_addr` takes it.
+    pub module: u64,
+    /// In the module's block.
+    pub offset: u64,
+    /// Seen from the thread pointer, if that is the same in all threads; negative.
+    pub from_thread_pointer: Option<i64>,
+}
+
+/// How pages may be used.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Protection {
+    /// Read and execute.
+    Code,
+    /// Read.
+    ReadOnly,
+    /// Read and write.
+    Data,
+}
+
+/// A patch that was fitted to a process.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Linked {
+    /// What to map, by ascending address, whole pages.
+    pub segments: Vec<Segment>,
+    /// Which function is replaced by which: the old address and the new one, as in [`Patch::functions`].
+    pub replacements: Vec<(Addr, Addr)>,
+    /// Where all new code is.
+    pub code: AddrRange,
+    /// The unwind tables of the new code, ended by a zero word, as `__register_frame` takes them.
+    pub unwind: Option<AddrRange>,
+    /// What to call, and when.
+    pub callbacks: Vec<(When, Addr)>,
+}
+
+/// Pages of one protection.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Segment {
+    /// Of the first byte: a page's beginning.
+    pub at: Addr,
+    /// Whole pages.
+    pub bytes: Vec<u8>,
+    /// How they may be used.
+    pub protection: Protection,
+}
+
+/// Why a patch does not fit a process.
+#[derive(Clone, PartialEq, Eq, thiserror::Error, Debug)]
+pub enum LinkError {
+    /// The memory is not at the beginning of a page.
+    #[error("a patch cannot be placed at {0}: that is not the beginning of a page")]
+    NotAligned(Addr),
+    /// A symbol is nowhere.
+    #[error(
+        "{object}: {symbol} is in no library that the process has loaded; build the patch from what the process runs, or load the library first"
+    )]
+    Unresolved {
+        /// The object that refers to it.
+        object: String,
+        /// The symbol.
+        symbol: String,
+    },
+    /// The type of a relocation is not supported.
+    #[error("{object}: section {section}: relocation {kind} against {symbol} is not supported")]
+    Unsupported {
+        /// The object.
+        object: String,
+        /// The section.
+        section: String,
+        /// The type's name.
+        kind: String,
+        /// The symbol.
+        symbol: String,
+    },
+    /// A value does not fit its place.
+    #[error(
+        "{object}: section {section}: {symbol} is out of the reach of {kind}; place the patch closer to the target, or compile with -fPIC"
+    )]
+    OutOfReach {
+        /// The object.
+        object: String,
+        /// The section.
+        section: String,
+        /// The type's name.
+        kind: String,
+        /// The symbol.
+        symbol: String,
+    },
+    /// A thread-local variable has no fixed distance from the thread pointer, and the code counts on one.
+    #[error(
+        "{object}: {symbol} lies in memory that each thread allocates when it first needs it; compile with -ftls-model=global-dynamic"
+    )]
+    DynamicThreadLocal {
+        /// The object.
+        object: String,
+        /// The symbol.
+        symbol: String,
+    },
+}
+
+/// A patch, laid out.
+#[derive(Clone, Debug)]
+pub struct Linker<'a> {
+    patch: &'a Patch,
+    /// Of each section.
+    offsets: Vec<u64>,
+    /// By what they hold, and of which symbol.
+    slots: BTreeMap<(Slot, u32), u64>,
+    /// By the symbol.
+    stubs: BTreeMap<u32, u64>,
+    code: (u64, u64),
+    unwind: (u64, u64),
+    table: u64,
+    read_only_end: u64,
+    end: u64,
+}
+
+impl<'a> Linker<'a> {
+    /// Lays a patch out.
+    pub fn new(patch: &'a Patch) -> Self {
+        let mut linker = Self {
+            patch,
+            offsets: vec![0; patch.sections.len()],
+            slots: BTreeMap::new(),
+            stubs: BTreeMap::new(),
+            code: (0, 0),
+            unwind: (0, 0),
+            table: 0,
+            read_only_end: 0,
+            end: 0,
+        };
+        let mode = patch.target.mode;
+        let word = u64::from(mode.word_bytes());
+        for relocation in patch.sections.iter().flat_map(|section| &section.relocations) {
+            let Some(meaning) = relocation::meaning(mode, relocation.kind) else { continue };
+            if let Some(slot) = meaning.slot() {
+                linker.slots.insert((slot, relocation.symbol), 0);
+            }
+            let is_own = matches!(patch.symbols[relocation.symbol as usize].place, Place::Own { .. });
+            if meaning.value == Value::Call && mode == Mode::Bits64 && !is_own {
+                linker.stubs.insert(relocation.symbol, 0);
+                linker.slots.insert((Slot::Address, relocation.symbol), 0);
+            }
+        }
+        let mut at = linker.place(0, Role::Code);
+        for offset in linker.stubs.values_mut() {
+            at = at.next_multiple_of(STUB.len() as u64);
+            *offset = at;
+            at += STUB.len() as u64;
+        }
+        linker.code = (0, at);
+        at = linker.place(at.next_multiple_of(PAGE_BYTES), Role::ReadOnly);
+        at = at.next_multiple_of(16);
+        linker.table = at;
+        for ((slot, _), offset) in &mut linker.slots {
+            *offset = at;
+            at += if matches!(slot, Slot::ModuleAndOffset | Slot::Module) { 2 * word } else { word };
+        }
+        let unwind = at.next_multiple_of(word);
+        at = linker.place(unwind, Role::Unwind);
+        if patch.sections.iter().any(|section| section.role == Role::Unwind) {
+            // The zero word that ends them.
+            at += 4;
+        }
+        linker.unwind = (unwind, at);
+        linker.read_only_end = at.next_multiple_of(PAGE_BYTES);
+        at = linker.place(linker.read_only_end, Role::Data);
+        at = linker.place(at, Role::Zero);
+        linker.end = at.next_multiple_of(PAGE_BYTES);
+        linker
+    }
+
+    /// How much memory the patch takes: whole pages.
+    pub fn len_bytes(&self) -> u64 {
+        self.end
+    }
+
+    /// Gives the sections of a role their places from `at` on.
+    fn place(&mut self, mut at: u64, role: Role) -> u64 {
+        for (section, offset) in self.patch.sections.iter().zip(&mut self.offsets) {
+            if section.role == role {
+                at = at.next_multiple_of(section.align);
+                *offset = at;
+                at += section.len_bytes;
+            }
+        }
+        at
+    }
+
+    /// The bytes to be mapped at `at`. For 64-bit code that is not position-independent, or refers to the target's data, this has to be within 2 GiB of the target.
+    ///
+    /// # Errors
+    /// A symbol is nowhere, or out of reach.
+    pub fn link(&self, at: Addr, resolver: &dyn Resolver) -> Result<Linked, LinkError> {
+        if !at.value().is_multiple_of(PAGE_BYTES) {
+            return Err(LinkError::NotAligned(at));
+        }
+        let len = usize::try_from(self.end).unwrap_or(usize::MAX);
+        let mut linking = Linking { linker: self, at, resolver, image: vec![0; len], known: BTreeMap::new() };
+        for (section, &offset) in self.patch.sections.iter().zip(&self.offsets) {
+            linking.put(offset, &section.data);
+            for relocation in &section.relocations {
+                linking.apply(section, offset, relocation)?;
+            }
+        }
+        linking.fill_slots()?;
+        linking.write_stubs();
+        Ok(self.finish(&linking))
+    }
+
+    fn finish(&self, linking: &Linking<'_>) -> Linked {
+        let at = linking.at;
+        let own = |symbol: u32| match self.patch.symbols[symbol as usize].place {
+            Place::Own { section, offset } => {
+                linking.address(self.offsets[section as usize]).offset(offset.cast_signed())
+            }
+            _ => at,
+        };
+        let code_end = self.code.1.next_multiple_of(PAGE_BYTES);
+        let parts = [
+            (0, code_end, Protection::Code),
+            (code_end, self.read_only_end, Protection::ReadOnly),
+            (self.read_only_end, self.end, Protection::Data),
+        ];
+        let segment = |(start, end, protection): (u64, u64, Protection)| {
+            let range = usize::try_from(start).ok()?..usize::try_from(end).ok()?;
+            let bytes = linking.image.get(range).filter(|bytes| !bytes.is_empty())?.to_vec();
+            Some(Segment { at: linking.address(start), bytes, protection })
+        };
+        let bias = linking.resolver.bias();
+        let functions = self.patch.functions.iter();
+        let has_unwind = self.unwind.1 > self.unwind.0;
+        Linked {
+            segments: parts.into_iter().filter_map(segment).collect(),
+            replacements: functions
+                .map(|function| (Addr::new(function.address.wrapping_add(bias)), own(function.symbol)))
+                .collect(),
+            code: AddrRange { start: at, end: linking.address(self.code.1) },
+            unwind: has_unwind
+                .then(|| AddrRange { start: linking.address(self.unwind.0), end: linking.address(self.unwind.1) }),
+            callbacks: self.patch.callbacks.iter().map(|callback| (callback.when, own(callback.symbol))).collect(),
+        }
+    }
+}
+
+/// A link in progress.
+struct Linking<'a> {
+    linker: &'a Linker<'a>,
+    at: Addr,
+    resolver: &'a dyn Resolver,
+    image: Vec<u8>,
+    /// Addresses that were asked for.
+    known: BTreeMap<u32, Addr>,
+}
+
+impl Linking<'_> {
+    fn address(&self, offset: u64) -> Addr {
+        self.at.offset(offset.cast_signed())
+    }
+
+    fn put(&mut self, offset: u64, bytes: &[u8]) {
+        let start = usize::try_from(offset).unwrap_or(usize::MAX);
+        if let Some(place) = self.image.get_mut(start..start.saturating_add(bytes.len())) {
+            place.copy_from_slice(bytes);
+        }
+    }
+
+    /// Fills in one place.
+    fn apply(&mut self, section: &Section, base: u64, relocation: &Relocation) -> Result<(), LinkError> {
+        let linker = self.linker;
+        let mode = linker.patch.target.mode;
+        let symbol = relocation.symbol;
+        let Some(meaning) = relocation::meaning(mode, relocation.kind) else {
+            return Err(LinkError::Unsupported {
+                object: section.object.clone(),
+                section: section.name.clone(),
+                kind: relocation::name(mode, relocation.kind),
+                symbol: self.name(symbol).to_owned(),
+            });
+        };
+        let place = self.address(base + relocation.offset);
+        let table = self.address(linker.table);
+        let slot = |slot: Slot| self.address(linker.slots.get(&(slot, symbol)).copied().unwrap_or(linker.table));
+        let value = match meaning.value {
+            Value::Nothing => return Ok(()),
+            Value::Absolute => self.symbol(symbol, &section.object)?.value(),
+            Value::Relative => self.symbol(symbol, &section.object)?.value().wrapping_sub(place.value()),
+            Value::Call => {
+                let target = self.symbol(symbol, &section.object)?;
+                let direct = target.value().wrapping_sub(place.value());
+                let is_near = fits(direct.wrapping_add_signed(relocation.addend), meaning);
+                match linker.stubs.get(&symbol) {
+                    Some(&stub) if !is_near => self.address(stub).value().wrapping_sub(place.value()),
+                    _ => direct,
+                }
+            }
+            Value::FromTable => self.symbol(symbol, &section.object)?.value().wrapping_sub(table.value()),
+            Value::TableRelative => table.value().wrapping_sub(place.value()),
+            Value::SlotRelative(kind) => slot(kind).value().wrapping_sub(place.value()),
+            Value::SlotFromTable(kind) => slot(kind).value().wrapping_sub(table.value()),
+            Value::SlotAbsolute(kind) => slot(kind).value(),
+            Value::SlotByInstruction if has_base_register(section, relocation.offset) => {
+                slot(Slot::Address).value().wrapping_sub(table.value())
+            }
+            Value::SlotByInstruction => slot(Slot::Address).value(),
+            Value::ThreadOffset => self.thread_offset(symbol, &section.object)?.cast_unsigned(),
+            Value::ModuleOffset => self.thread_place(symbol, &section.object)?.offset,
+            Value::Size => linker.patch.symbols[symbol as usize].len_bytes,
+        };
+        let value = value.wrapping_add_signed(relocation.addend);
+        if !fits(value, meaning) {
+            return Err(LinkError::OutOfReach {
+                object: section.object.clone(),
+                section: section.name.clone(),
+                kind: relocation::name(mode, relocation.kind),
+                symbol: self.name(symbol).to_owned(),
+            });
+        }
+        self.put(base + relocation.offset, &value.to_le_bytes()[..meaning.width_bytes()]);
+        Ok(())
+    }
+
+    fn fill_slots(&mut self) -> Result<(), LinkError> {
+        let word = self.linker.patch.target.mode.word_bytes() as usize;
+        for (&(slot, symbol), &offset) in &self.linker.slots {
+            let object = self.linker.patch.name.as_str();
+            let words = match slot {
+                Slot::Address => vec![self.symbol(symbol, object)?.value()],
+                Slot::ThreadOffset => vec![self.thread_offset(symbol, object)?.cast_unsigned()],
+                Slot::Module => vec![self.thread_place(symbol, object)?.module, 0],
+                Slot::ModuleAndOffset => {
+                    let place = self.thread_place(symbol, object)?;
+                    vec![place.module, place.offset]
+                }
+            };
+            for (index, value) in (0..).zip(words) {
+                self.put(offset + index * word as u64, &value.to_le_bytes()[..word]);
+            }
+        }
+        Ok(())
+    }
+
+    fn write_stubs(&mut self) {
+        for (symbol, &offset) in &self.linker.stubs {
+            let slot = self.linker.slots.get(&(Slot::Address, *symbol)).copied().unwrap_or(self.linker.table);
+            // From the end of the six bytes of the jump. Both are within one patch, which is smaller than 2 GiB.
+            let distance = slot.wrapping_sub(offset + 6).to_le_bytes();
+            let mut stub = STUB;
+            stub[2..6].copy_from_slice(&distance[..4]);
+            self.put(offset, &stub);
+        }
+    }
+
+    fn name(&self, symbol: u32) -> &str {
+        &self.linker.patch.symbols[symbol as usize].name
+    }
+
+    fn symbol(&mut self, index: u32, object: &str) -> Result<Addr, LinkError> {
+        if let Some(address) = self.known.get(&index) {
+            return Ok(*address);
+        }
+        let linker = self.linker;
+        let symbol = &linker.patch.symbols[index as usize];
+        let address = match &symbol.place {
+            Place::Own { section, offset } => {
+                self.address(linker.offsets[*section as usize]).offset(offset.cast_signed())
+            }
+            Place::Target { address } => Addr::new(self.resolver.bias().wrapping_add(*address)),
+            Place::Table => self.address(linker.table),
+            Place::Absolute { value } => Addr::new(*value),
+            Place::Import { version, is_weak, is_thread_local: false } => {
+                match self.resolver.import(&symbol.name, version.as_deref()) {
+                    Some(address) => address,
+                    None if *is_weak => Addr::new(0),
+                    None => return Err(unresolved(object, &symbol.name)),
+                }
+            }
+            Place::TargetThreadLocal { .. } | Place::Import { .. } => return Err(unresolved(object, &symbol.name)),
+        };
+        self.known.insert(index, address);
+        Ok(address)
+    }
+
+    fn thread_place(&self, index: u32, object: &str) -> Result<ThreadPlace, LinkError> {
+        let symbol = &self.linker.patch.symbols[index as usize];
+        let variable = match &symbol.place {
+            Place::TargetThreadLocal { offset } => ThreadLocal::Target { offset: *offset },
+            Place::Import { version, .. } => ThreadLocal::Import { name: &symbol.name, version: version.as_deref() },
+            _ => return Err(unresolved(object, &symbol.name)),
+        };
+        self.resolver.thread_local(variable).ok_or_else(|| unresolved(object, &symbol.name))
+    }
+
+    fn thread_offset(&self, index: u32, object: &str) -> Result<i64, LinkError> {
+        self.thread_place(index, object)?.from_thread_pointer.ok_or_else(|| LinkError::DynamicThreadLocal {
+            object: object.to_owned(),
+            symbol: self.name(index).to_owned(),
+        })
+    }
+}
+
+fn unresolved(object: &str, symbol: &str) -> LinkError {
+    LinkError::Unresolved { object: object.to_owned(), symbol: symbol.to_owned() }
+}
+
+/// Whether the operand at `offset` has a base register: its `ModRM` byte says so.
+fn has_base_register(section: &Section, offset: u64) -> bool {
+    let before = offset.checked_sub(1).and_then(|at| usize::try_from(at).ok()).and_then(|at| section.data.get(at));
+    // mod 00 with r/m 101: a displacement and nothing else. 32-bit psABI, R_386_GOT32X.
+    before.is_some_and(|modrm| modrm & 0xc7 != 5)
+}
+
+fn fits(value: u64, meaning: Meaning) -> bool {
+    let bits = 8 * meaning.width_bytes();
+    if meaning.fit == Fit::All || bits >= 64 {
+        return true;
+    }
+    let as_signed = value.cast_signed();
+    let is_signed = (as_signed << (64 - bits) >> (64 - bits)) == as_signed;
+    let is_unsigned = value >> bits == 0;
+    match meaning.fit {
+        Fit::All => true,
+        Fit::Signed => is_signed,
+        Fit::Unsigned => is_unsigned,
+        Fit::Either => is_signed || is_unsigned,
+    }
+}
