@@ -95,7 +95,12 @@ fn profiler_cli(tools: &Tools, file: &Path) -> Result<Table> {
     // It knows profiles by the ends of their names.
     let named = file.with_extension("json");
     std::fs::copy(file, &named).with_context(|| format!("copying {}", file.display()))?;
-    ask(&["load", &named.to_string_lossy()])?;
+    let load = || ask(&["load", &named.to_string_lossy()]);
+    if load().is_err() {
+        // On a busy machine its server is not there soon enough, and stays behind.
+        let _ = ask(&["stop"]);
+        load()?;
+    }
     let table = (|| {
         let mut table = Table::default();
         let threads = ask(&["thread", "list", "--json"])?;
