@@ -252,7 +252,9 @@ impl<'a> Binder<'a> {
             };
         }
         if !self.target.imports(&symbol.name) && !symbol.is_weak {
-            self.note(input, &symbol.name, NoteKind::NewImport, String::new());
+            let hint = "or the target itself has it, and no symbols; give the object that defines it too";
+            let detail = if self.target.has_symbols { String::new() } else { hint.to_owned() };
+            self.note(input, &symbol.name, NoteKind::NewImport, detail);
         }
         let version = self.target.import_version(&symbol.name).map(str::to_owned);
         let is_thread_local = symbol.kind == SymbolKind::ThreadLocal;

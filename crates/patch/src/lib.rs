@@ -161,7 +161,7 @@ impl Reason {
             Self::SharedData => "it shares a section with other variables; compile with -fdata-sections",
             Self::Ambiguous => "the target has several symbols of this name",
             Self::NoSymbol => {
-                "the target has no symbols; install its debugging symbols, or give the old object as well (--old)"
+                "the target has no symbols, and its code does not tell where this is; install its debugging symbols, or give all its objects (--old and --new)"
             }
             Self::UnsupportedRelocation => "a relocation of this type is not supported",
             Self::IndirectFunction => "the function is chosen when the program starts",
