@@ -26,7 +26,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use crate::{packages, workspace_root};
+use crate::{packages, target_folder, workspace_root};
 use callgrind::Counts;
 use compare::{Calls, Verdict};
 use surroundings::Surroundings;
@@ -272,11 +272,6 @@ pub(crate) fn build_trapline() -> Result<PathBuf> {
         .context("starting cargo")?;
     ensure!(status.success(), "trapline does not build");
     Ok(target_folder().join("release/trapline"))
-}
-
-/// Where cargo puts what it builds.
-pub(crate) fn target_folder() -> PathBuf {
-    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace_root().join("target"), PathBuf::from)
 }
 
 /// A folder with the programs' inputs, and beside those, our own files: programs list the folder that they run in.

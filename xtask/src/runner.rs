@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 
 use crate::expect::{Expect, Outcome};
 use crate::steps::{Action, Selected, Step};
-use crate::{text, workspace_root};
+use crate::{target_folder, text, workspace_root};
 
 /// Runs the selected steps and prints the tally; the exit code tells whether all of them passed.
 pub(crate) fn run_all(selected: &Selected) -> ExitCode {
@@ -66,6 +66,8 @@ fn run(step: &Step) -> Result<()> {
     let mut words = line.split_whitespace();
     let mut command = Command::new(words.next().context("a step without a command")?);
     command.args(words).envs(variable).current_dir(workspace_root()).stdin(Stdio::null());
+    // One for all: the fuzz targets, a workspace of their own, use what is compiled already.
+    command.env("CARGO_TARGET_DIR", target_folder());
     if step.expect.reads_report() {
         command.stdout(Stdio::piped());
     }

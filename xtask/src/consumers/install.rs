@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{fidelity, packages, workspace_root};
+use crate::{packages, target_folder, workspace_root};
 
 /// Node 24 or later comes as a package, for Debian's may be older.
 const NODE_MODULES: [&str; 4] =
@@ -27,7 +27,7 @@ pub(super) struct Tools {
 impl Tools {
     /// Installs what a tool needs, if it is not there.
     pub(super) fn for_tool(tool: &str) -> Result<Self> {
-        let tools = Self { folder: fidelity::target_folder().join("consumers") };
+        let tools = Self { folder: target_folder().join("consumers") };
         fs::create_dir_all(&tools.folder).with_context(|| format!("creating {}", tools.folder.display()))?;
         match tool {
             "uftrace" => packages::ensure(&[("/usr/bin/uftrace", "uftrace")])?,

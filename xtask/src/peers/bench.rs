@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use crate::{fidelity, workspace_root};
+use crate::{fidelity, target_folder, workspace_root};
 
 /// How long any one command may take.
 const PATIENCE_S: u32 = 150;
@@ -140,7 +140,7 @@ impl Bench {
     /// Builds trapline, and the work in each flavour.
     pub(super) fn set_up() -> Result<Self> {
         let trapline = fidelity::build_trapline()?;
-        let folder = fidelity::target_folder().join(format!("bench-peers-{}", std::process::id()));
+        let folder = target_folder().join(format!("bench-peers-{}", std::process::id()));
         // For what tools leave in the folder of temporary files.
         fs::create_dir_all(folder.join("tmp")).with_context(|| format!("creating {}", folder.display()))?;
         let mut bench = Self { folder, trapline, failed: Vec::new() };
@@ -281,6 +281,6 @@ pub(super) fn output(mut command: Command, name: &str) -> Result<String> {
 
 /// Where our folders are is of no use to who reads the document.
 fn without_own_folders(text: &str) -> String {
-    let target = fidelity::target_folder().display().to_string();
+    let target = target_folder().display().to_string();
     text.replace(&target, "target").replace(&workspace_root().display().to_string(), ".")
 }

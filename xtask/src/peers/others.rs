@@ -11,7 +11,7 @@ use super::{
     tools::Tools,
     tracer::{self, Tool, frida, trapline, uftrace},
 };
-use crate::{fidelity, packages};
+use crate::{packages, target_folder};
 
 /// How a program is started, and how long that takes.
 #[derive(Debug)]
@@ -117,7 +117,7 @@ pub(super) fn enabling(quick: bool) -> Result<(f64, f64)> {
     command.current_dir(crate::workspace_root());
     output(command, "cargo bench")?;
     let a_site = |name: &str| -> Result<f64> {
-        let file = fidelity::target_folder().join("criterion/enable").join(name).join("20000/new/estimates.json");
+        let file = target_folder().join("criterion/enable").join(name).join("20000/new/estimates.json");
         let text = fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
         let estimates: Value = serde_json::from_str(&text)?;
         let median = estimates["median"]["point_estimate"].as_f64().context("criterion left no median")?;

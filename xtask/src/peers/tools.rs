@@ -7,7 +7,7 @@ use std::{path::PathBuf, process::Command};
 use anyhow::Result;
 
 use super::{bench::output, tracer::Tool};
-use crate::{fidelity, packages};
+use crate::{packages, target_folder};
 
 /// Which peers there are.
 #[derive(Debug)]
@@ -89,7 +89,7 @@ fn set_up(peer: Tool) -> Result<String> {
 }
 
 fn frida_folder() -> PathBuf {
-    fidelity::target_folder().join("frida")
+    target_folder().join("frida")
 }
 
 /// The interpreter that has Frida.
