@@ -13,6 +13,8 @@ const TIMER: usize = 0x320;
 const TIMER_COUNT: usize = 0x380;
 const TIMER_DIVIDE: usize = 0x3e0;
 
+/// Destination shorthand "myself", level asserted.
+const SELF: u32 = 0x4_4000;
 /// Destination shorthand "all but myself", level asserted.
 const OTHERS: u32 = 0xc_4000;
 
@@ -50,9 +52,18 @@ pub fn interrupt_first(vector: u8) {
     write(COMMAND, 0x4000 | u32::from(vector));
 }
 
-fn command_others(command: u32) {
+fn command(command: u32) {
     while read(COMMAND) & 0x1000 != 0 {}
-    write(COMMAND, command | OTHERS);
+    write(COMMAND, command);
+}
+
+fn command_others(command: u32) {
+    self::command(command | OTHERS);
+}
+
+/// Interrupts this CPU, as soon as it takes interrupts.
+pub fn interrupt_self(vector: u8) {
+    command(u32::from(vector) | SELF);
 }
 
 /// Interrupts all other CPUs.

@@ -15,7 +15,7 @@ use trapline_engine::{
     trampoline::{Machine, Segment, ThreadBase, VectorSave},
 };
 
-use crate::{apic, cpu, paging, scenario, thread::Thread, trap};
+use crate::{apic, cpu, paging, scenario, step, thread::Thread, trap};
 
 /// CPUs besides the poking one.
 pub static OTHERS: AtomicUsize = AtomicUsize::new(0);
@@ -47,6 +47,8 @@ pub struct KernelHost {
     /// taken the IPI that translation is complete, and storing the same bytes again discards it. Real CPUs need none of this.
     pub store_again: bool,
     last_writes: Vec<TextWrite>,
+    /// Whether the last writes were int3s, and the scenario `step` wants them to stay for a while.
+    holding: bool,
     /// Barriers that were asked for.
     pub syncs: u64,
     next_code: usize,
@@ -55,9 +57,6 @@ pub struct KernelHost {
 impl KernelHost {
     /// A host whose code memory is empty.
     pub fn new(per_cpu: bool) -> Self {
-        unsafe extern "C" {
-            static code_start: u8;
-        }
         Self {
             per_cpu,
             nmis: 0,
@@ -65,7 +64,8 @@ impl KernelHost {
             store_again: false,
             last_writes: Vec::new(),
             syncs: 0,
-            next_code: (&raw const code_start).addr(),
+            holding: false,
+            next_code: paging::code_start(),
         }
     }
 
@@ -104,7 +104,9 @@ impl Host for KernelHost {
     }
 
     fn write_text(&mut self, writes: impl Iterator<Item = TextWrite>) -> Result<(), KernelError> {
+        self.holding = false;
         for write in writes {
+            self.holding |= *write.bytes == [INT3] && step::holds();
             if self.without_int3 && *write.bytes == [INT3] {
                 continue;
             }
@@ -135,6 +137,9 @@ impl Host for KernelHost {
         }
         for write in self.last_writes.drain(..) {
             paging::write_text(write.at.value() as usize, &write.bytes);
+        }
+        while self.holding && step::holds() {
+            cpu::wait_for_interrupt();
         }
         Ok(())
     }

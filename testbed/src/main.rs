@@ -12,6 +12,7 @@
 //! | [`trap`] | entries; the engine's view of a trap frame |
 //! | [`host`] | the engine's view of this kernel |
 //! | [`workload`], [`scenario`], [`options`] | what is run, and how it is judged |
+//! | [`step`] | interruptions at every instruction of the trampolines |
 //! | [`livepatch`] | functions that are replaced under tracers |
 //! | [`graph`] | a trace of all calls, with their returns |
 //!
@@ -32,6 +33,7 @@ mod options;
 mod paging;
 mod scenario;
 mod serial;
+mod step;
 mod thread;
 mod trap;
 mod workload;
@@ -65,6 +67,9 @@ fn poke() -> ! {
     apic::enable();
     let options = options::read();
     trap::TIMER_TICKS.store(options.ticks, Ordering::Relaxed);
+    if options.context_calls > 0 {
+        trap::CONTEXT_CALLS.iter().for_each(|calls| calls.store(options.context_calls, Ordering::Relaxed));
+    }
     if options.store_directly {
         paging::store_directly();
     }

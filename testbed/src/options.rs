@@ -7,7 +7,7 @@ use core::ffi::{CStr, c_char};
 /// What is to be run.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// Which scenario: `pokes` ([`crate::scenario`]), `batch` (what a batch costs), `livepatch` ([`crate::livepatch`]) or `trace` ([`crate::graph`]).
+    /// Which scenario: `pokes` ([`crate::scenario`]), `step` ([`crate::step`]), `batch` (what a batch costs), `livepatch` ([`crate::livepatch`]) or `trace` ([`crate::graph`]).
     pub scenario: &'static str,
     /// Strategies, by name, separated by commas.
     pub strategies: &'static str,
@@ -27,10 +27,16 @@ pub struct Options {
     pub slot_limit: usize,
     /// How many calls are to be pending at once before a run ends.
     pub until_depth: usize,
+    /// Calls that each softirq, interrupt and NMI makes; none: as many as [`crate::trap`] thinks fit.
+    pub context_calls: usize,
+    /// Whether a slot is to be missing before a run ends.
+    pub until_overflow: bool,
     /// Ticks between the timer's interrupts.
     pub ticks: usize,
     /// Returns by IRET from a breakpoint in NMI context.
     pub iret_in_nmi: bool,
+    /// Empties slots by a trampoline that gives each one back before it is read.
+    pub early_release: bool,
     /// Preempts CPUs with a pending call.
     pub preempt_pending: bool,
     /// Leaves out the int3 phase.
@@ -54,8 +60,11 @@ const DEFAULT: Options = Options {
     only_storms: false,
     slot_limit: crate::thread::SLOTS,
     until_depth: 0,
+    until_overflow: false,
+    context_calls: 0,
     ticks: 200_000,
     iret_in_nmi: false,
+    early_release: false,
     preempt_pending: false,
     without_int3: false,
     forget_revert: false,
@@ -85,10 +94,13 @@ pub fn read() -> Options {
             "nmis" => options.nmis = number(),
             "only-storms" => options.only_storms = number() != 0,
             "slots" => options.slot_limit = number(),
+            "until-overflow" => options.until_overflow = number() != 0,
             "until-depth" => options.until_depth = number(),
+            "context-calls" => options.context_calls = number(),
             "ticks" => options.ticks = number(),
             "iret" => options.iret_in_nmi = number() != 0,
             "store-again" => options.store_again = number() != 0,
+            "early-release" => options.early_release = number() != 0,
             "preempt-pending" => options.preempt_pending = number() != 0,
             "store-directly" => options.store_directly = number() != 0,
             "forget-revert" => options.forget_revert = number() != 0,

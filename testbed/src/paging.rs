@@ -66,6 +66,14 @@ pub fn protect() {
     unsafe { asm!("mov {0}, cr3", "mov cr3, {0}", out(reg) _, options(nostack, preserves_flags)) };
 }
 
+/// Where trampolines go: the text behind it is theirs.
+pub fn code_start() -> usize {
+    unsafe extern "C" {
+        static code_start: u8;
+    }
+    (&raw const code_start).addr()
+}
+
 /// Stores into text through the alias, one byte after the other.
 pub fn write_text(at: usize, bytes: &[u8]) {
     assert!(text().contains(&at) && text().contains(&(at + bytes.len() - 1)), "{at:#x} is no text");

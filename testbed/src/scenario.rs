@@ -18,7 +18,7 @@ use crate::{
     host::KernelHost,
     livepatch,
     options::Options,
-    paging, say,
+    paging, say, step,
     thread::{self, IRQ, KINDS, NMI, NORMAL, SOFTIRQ, Thread},
     trap::{self, SETTINGS},
     workload::{self, CHANGING, RUNNING, SPAN, TRACEABLE, TRACED, Tally, UNTRACED, WORK},
@@ -36,6 +36,13 @@ pub struct Strategy {
     pub resume: Resume,
     /// Whether slots are the CPU's.
     pub per_cpu: bool,
+}
+
+impl Strategy {
+    /// Whether calls go through slots and the int3 trampoline.
+    pub fn uses_slots(self) -> bool {
+        self.resume == Resume::Slots
+    }
 }
 
 const STRATEGIES: [Strategy; 5] = [
@@ -62,6 +69,8 @@ struct Run {
     nmis: usize,
     /// Pokes on, up to [`PATIENCE`] times as often, until so many calls were pending at once in some run.
     until_depth: usize,
+    /// The same until a slot was missing.
+    until_overflow: bool,
 }
 
 /// How much longer a run goes on for what interrupts have to bring about.
@@ -105,7 +114,8 @@ fn site_specs() -> Vec<SiteSpec> {
     traced.chain(replaceable).chain([nest]).collect()
 }
 
-fn address_of(index: usize) -> Addr {
+/// Where a function that is only traced is.
+pub fn address_of(index: usize) -> Addr {
     Addr::new(traced::function(index) as usize as u64)
 }
 
@@ -143,11 +153,20 @@ pub fn run_all(options: &Options) {
         let mut engine = Engine::new(KernelHost::new(strategy.per_cpu), &trap::STATE, site_specs()).expect("an engine");
         engine.host_mut().without_int3 = options.without_int3;
         engine.host_mut().store_again = options.store_again;
-        SETTINGS.int3_trampoline.store(engine.int3_trampoline().value() as usize, Ordering::Relaxed);
+        let int3_trampoline = match options.early_release {
+            true => step::early_release as *const () as usize,
+            false => engine.int3_trampoline().value() as usize,
+        };
+        SETTINGS.int3_trampoline.store(int3_trampoline, Ordering::Relaxed);
         if options.scenario == "batch" {
             run_batches(&mut engine, options);
             engine.release().expect("the original bytes come back");
             return;
+        }
+        if options.scenario == "step" {
+            step::run(&mut engine, strategy);
+            engine.release().expect("the original bytes come back");
+            continue;
         }
         if options.scenario == "trace" {
             graph::run(&mut engine, options);
@@ -174,8 +193,11 @@ pub fn run_all(options: &Options) {
                     continue;
                 }
                 for call_to_call in [false, true] {
-                    let until_depth = options.until_depth;
-                    run_one(&mut engine, Run { strategy, call_to_call, sites, pokes, nmis, until_depth });
+                    let Options { until_depth, until_overflow, .. } = *options;
+                    run_one(
+                        &mut engine,
+                        Run { strategy, call_to_call, sites, pokes, nmis, until_depth, until_overflow },
+                    );
                 }
             }
         }
@@ -209,8 +231,8 @@ fn run_one(engine: &mut KernelEngine, run: Run) {
     // The recursion guard belongs to what gs leads to; only a thread's stays the same under migration.
     let flags = OpsFlags { recursion_safe: run.strategy.per_cpu, ..OpsFlags::default() };
     let filter = || if run.sites == 1 { Filter::address(address_of(0)) } else { Filter::name("work_*") };
-    let first = register(engine, "first", filter(), workload::first_callback as *const () as usize, flags);
-    let second = register(engine, "second", filter(), workload::second_callback as *const () as usize, flags);
+    let both = register_both(engine, filter, flags);
+    let Both { first, second } = both;
     WORK.store(TRACEABLE, Ordering::Relaxed);
     SPAN.store(run.sites, Ordering::Relaxed);
     workload::enter_phase(UNTRACED);
@@ -218,9 +240,7 @@ fn run_one(engine: &mut KernelEngine, run: Run) {
         engine.enable(first).expect("a first ops");
         workload::enter_phase(TRACED);
     }
-    for thread in started() {
-        thread.tallies.iter().for_each(Tally::clear);
-    }
+    forget_tallies();
     let (migrations, carried) = (migrations(), carried());
     RUNNING.store(true, Ordering::Release);
     while calls() < 1000 {
@@ -232,7 +252,8 @@ fn run_one(engine: &mut KernelEngine, run: Run) {
     let begin = cpu::cycles();
     let subject = if run.call_to_call { second } else { first };
     for number in 0..run.pokes * PATIENCE {
-        if number >= run.pokes && deepest() >= run.until_depth {
+        let is_done = deepest() >= run.until_depth && (overflows() > 0 || !run.until_overflow);
+        if number >= run.pokes && is_done {
             break;
         }
         let attach = number % 2 == 0;
@@ -263,6 +284,43 @@ fn run_one(engine: &mut KernelEngine, run: Run) {
         pending(),
         RECURSIONS.load(Ordering::Relaxed),
     );
+    print_rows(&run_line);
+    workload::enter_phase(UNTRACED);
+    unregister_both(engine, both);
+}
+
+/// The two ops of a run: what the first one saw is judged, the second one comes and goes.
+#[derive(Clone, Copy, Debug)]
+pub struct Both {
+    /// Judged.
+    pub first: OpsId,
+    /// At the same sites.
+    pub second: OpsId,
+}
+
+/// Registers the two ops of a run.
+pub fn register_both(engine: &mut KernelEngine, filter: impl Fn() -> Filter, flags: OpsFlags) -> Both {
+    let first = register(engine, "first", filter(), workload::first_callback as *const () as usize, flags);
+    let second = register(engine, "second", filter(), workload::second_callback as *const () as usize, flags);
+    Both { first, second }
+}
+
+/// Gives them back.
+pub fn unregister_both(engine: &mut KernelEngine, both: Both) {
+    engine.unregister(both.second).expect("no second ops");
+    engine.unregister(both.first).expect("no first ops");
+    assert!(engine.reclaim().len() == 2, "every thread is parked, so nothing is in use");
+}
+
+/// Begins to count anew.
+pub fn forget_tallies() {
+    for thread in started() {
+        thread.tallies.iter().for_each(Tally::clear);
+    }
+}
+
+/// Prints what was counted, one line for each kind of context.
+pub fn print_rows(run_line: &str) {
     for (name, kinds) in CONTEXTS {
         let sum = |count: fn(&Tally) -> usize| sum_of(&kinds, count);
         let tallies = started().flat_map(|thread| &thread.tallies[kinds.clone()]);
@@ -282,10 +340,6 @@ fn run_one(engine: &mut KernelEngine, run: Run) {
             sum(|tally| tally.skipped.value()),
         );
     }
-    workload::enter_phase(UNTRACED);
-    engine.unregister(second).expect("no second ops");
-    engine.unregister(first).expect("no first ops");
-    assert!(engine.reclaim().len() == 2, "every thread is parked, so nothing is in use");
 }
 
 /// Attaches an ops to every site and detaches it, again and again, while the other CPUs have nothing to do: what a batch costs. The reader of the lines has a
@@ -326,6 +380,11 @@ fn deepest() -> usize {
     static DEEPEST: AtomicUsize = AtomicUsize::new(0);
     let now = started().flat_map(|thread| &thread.tallies).map(|tally| tally.depth.value()).max();
     DEEPEST.fetch_max(now.unwrap_or_default(), Ordering::Relaxed).max(now.unwrap_or_default())
+}
+
+/// Breakpoints of the run so far for which no slot was free.
+fn overflows() -> usize {
+    sum_of(&(NORMAL..KINDS), |tally| tally.overflows.value())
 }
 
 /// Emulated calls that are pending, in the slots of any thread or CPU.

@@ -15,6 +15,7 @@ use trapline_engine::ThreadState;
 use crate::{
     cpu,
     graph::Graph,
+    step::Progress,
     workload::{self, Tally},
 };
 
@@ -54,6 +55,8 @@ pub struct Thread {
     pub carried: AtomicUsize,
     /// Open frames of traced functions, and where they return to.
     pub graph: Graph,
+    /// Where it is on its way from a breakpoint, in the scenario `step`.
+    pub progress: Progress,
     last_cpu: AtomicUsize,
     saved_sp: AtomicUsize,
     /// What was counted, for each kind of context.
@@ -69,6 +72,7 @@ static THREADS: [Thread; MAX] = [const {
         migrations: AtomicUsize::new(0),
         carried: AtomicUsize::new(0),
         graph: Graph::new(),
+        progress: Progress::new(),
         last_cpu: AtomicUsize::new(0),
         saved_sp: AtomicUsize::new(0),
         tallies: [const { Tally::new() }; KINDS],

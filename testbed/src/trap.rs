@@ -22,7 +22,7 @@ use core::{
 
 use trapline_engine::{
     Addr,
-    insn::Effect,
+    insn::{CALL_BYTES, Effect},
     trap::{Decision, Resume, Resumed, TrapFrame, TrapState, resume},
 };
 
@@ -31,6 +31,7 @@ use crate::{
     host::OTHERS,
     paging, say,
     serial::exit,
+    step::{self, Next},
     thread::{self, IRQ, KINDS, NMI, NORMAL, SOFTIRQ, Thread},
     workload,
 };
@@ -50,6 +51,8 @@ pub static SYNCED: AtomicUsize = AtomicUsize::new(0);
 pub static NMIS: AtomicUsize = AtomicUsize::new(0);
 /// How much later the timer interrupts again.
 pub static TIMER_TICKS: AtomicUsize = AtomicUsize::new(200_000);
+/// Calls of traced functions that an interrupt, a softirq and an NMI makes.
+pub static CONTEXT_CALLS: [AtomicUsize; 3] = [AtomicUsize::new(2), AtomicUsize::new(4), AtomicUsize::new(1)];
 
 /// What a run sets before it begins: how breakpoints resume.
 #[derive(Debug)]
@@ -203,7 +206,29 @@ impl TrapFrame for KernelFrame {
     }
 }
 
-/// The breakpoint. Returns where the frame is now; bit 0 asks for a return without IRET.
+/// The trap flag (SDM volume 3, section 19.3.2.3): a debug exception behind the next instruction.
+const TRAP_FLAG: usize = 1 << 8;
+
+/// Has the interrupted context go on as the scenario `step` wants it.
+fn go_on(frame: &mut KernelFrame, next: Next) {
+    let flags = &mut frame.registers_mut().flags;
+    *flags = if next == Next::Step { *flags | TRAP_FLAG } else { *flags & !TRAP_FLAG };
+    if next == Next::Interrupt {
+        // Interrupts are off: it comes behind the IRET.
+        apic::interrupt_self(TIMER_VECTOR);
+    }
+}
+
+/// The debug exception. Returns whether the interrupted context takes an NMI now.
+extern "C" fn debug(registers: *mut Registers) -> bool {
+    let mut frame = KernelFrame { at: registers };
+    let thread = cpu::current();
+    let next = step::step(thread, thread.kind.load(Ordering::Relaxed), frame.registers().ip);
+    go_on(&mut frame, next);
+    next == Next::Nmi
+}
+
+/// The breakpoint. Returns where the frame is now; bit 0 asks for a return without IRET, bit 1 for an NMI before anything else.
 extern "C" fn breakpoint(registers: *mut Registers) -> usize {
     let mut frame = KernelFrame { at: registers };
     let ip = frame.registers().ip;
@@ -227,8 +252,16 @@ extern "C" fn breakpoint(registers: *mut Registers) -> usize {
         }
         Decision::Foreign => die("a breakpoint that nobody set", ip),
     }
+    let mut takes_nmi = false;
+    if matches!(decision, Decision::Emulate(_)) {
+        let next = step::begin(thread, kind, frame.registers().ip, ip - 1 + CALL_BYTES);
+        if next != Next::Run {
+            go_on(&mut frame, next);
+            takes_nmi = next == Next::Nmi;
+        }
+    }
     let without_iret = kind >= NMI && !SETTINGS.iret_in_nmi.load(Ordering::Relaxed);
-    frame.at.addr() | usize::from(without_iret)
+    frame.at.addr() | usize::from(without_iret) | usize::from(takes_nmi) << 1
 }
 
 fn emulate(frame: &mut KernelFrame, effect: Effect, thread: &Thread) -> Resumed {
@@ -241,12 +274,13 @@ fn emulate(frame: &mut KernelFrame, effect: Effect, thread: &Thread) -> Resumed 
     resume(frame, effect, strategy, slots, limit, trampoline)
 }
 
-extern "C" fn timer() {
+extern "C" fn timer(ip: usize) {
     let thread = cpu::current();
     let interrupted = thread.kind.swap(IRQ, Ordering::Relaxed);
     let outer = thread.state.enter_context();
+    step::enter_context(thread, interrupted, IRQ, ip);
     let frame = graph::enter_context(IRQ);
-    workload::call_in(IRQ, 2);
+    call_in(IRQ);
     graph::leave_context(frame);
     apic::end_of_interrupt();
     arm_timer();
@@ -255,12 +289,13 @@ extern "C" fn timer() {
         thread.kind.store(SOFTIRQ, Ordering::Relaxed);
         let frame = graph::enter_context(SOFTIRQ);
         cpu::interrupts_on();
-        workload::call_in(SOFTIRQ, 4);
+        call_in(SOFTIRQ);
         cpu::interrupts_off();
         graph::leave_context(frame);
         // Whatever softirqs cost, the interrupted thread gets its time.
         arm_timer();
     }
+    step::leave_context(thread, interrupted);
     thread.state.leave_context(outer);
     thread.kind.store(interrupted, Ordering::Relaxed);
     let may_preempt = cpu::this().state.depth() == 0 || SETTINGS.preempt_pending.load(Ordering::Relaxed);
@@ -269,28 +304,36 @@ extern "C" fn timer() {
     }
 }
 
+/// Calls traced functions in a context of this kind, but normal.
+fn call_in(kind: usize) {
+    let index = [IRQ, SOFTIRQ, NMI].iter().position(|known| *known == kind).unwrap_or(2);
+    workload::call_in(kind, CONTEXT_CALLS[index].load(Ordering::Relaxed));
+}
+
 /// Arms the timer, with a jitter that lets interrupts hit every place.
 pub fn arm_timer() {
     let ticks = TIMER_TICKS.load(Ordering::Relaxed) as u32;
     apic::arm_timer(TIMER_VECTOR, ticks + (cpu::cycles() as u32 >> 4) % (ticks / 4));
 }
 
-extern "C" fn nmi() {
+extern "C" fn nmi(ip: usize) {
     NMIS.fetch_add(1, Ordering::Relaxed);
     let thread = cpu::current();
     let interrupted = thread.kind.load(Ordering::Relaxed);
     let kind = if interrupted >= NMI { (interrupted + 1).min(KINDS - 1) } else { NMI };
     thread.kind.store(kind, Ordering::Relaxed);
     let outer = thread.state.enter_context();
+    step::enter_context(thread, interrupted, NMI, ip);
     let frame = graph::enter_context(kind);
-    workload::call_in(kind, 1);
+    call_in(kind);
     graph::leave_context(frame);
+    step::leave_context(thread, interrupted);
     thread.state.leave_context(outer);
     thread.kind.store(interrupted, Ordering::Relaxed);
 }
 
 /// The IRET behind this is the serialising instruction (SDM volume 3, section 9.3).
-extern "C" fn sync() {
+extern "C" fn sync(_ip: usize) {
     apic::end_of_interrupt();
     // Release: pairs with the Acquire in `KernelHost::sync_cores`.
     let synced = SYNCED.fetch_add(1, Ordering::Release) + 1;
@@ -300,7 +343,7 @@ extern "C" fn sync() {
 }
 
 /// Ends the `hlt` in which the poking CPU waits.
-extern "C" fn wake() {
+extern "C" fn wake(_ip: usize) {
     apic::end_of_interrupt();
 }
 
@@ -322,14 +365,18 @@ macro_rules! interrupt_entry {
             naked_asm!(
                 "push rax", "push rcx", "push rdx", "push rsi", "push rdi", "push r8", "push r9", "push r10", "push r11",
                 "cld",
-                // The CPU aligned the stack to 16 bytes and pushed five words; these are nine.
+                // The handler gets the interrupted ip. The CPU aligned the stack to 16 bytes and pushed five words; these are nine.
+                "mov rdi, [rsp + 72]",
                 "call {handler}",
                 "pop r11", "pop r10", "pop r9", "pop r8", "pop rdi", "pop rsi", "pop rdx", "pop rcx", "pop rax",
                 "iretq",
                 handler = sym $handler
             );
             #[cfg(target_arch = "x86")]
-            naked_asm!("pushad", "cld", "call {handler}", "popad", "iretd", handler = sym $handler);
+            naked_asm!(
+                "pushad", "cld", "push dword ptr [esp + 32]", "call {handler}", "pop eax", "popad", "iretd",
+                handler = sym $handler
+            );
         }
     };
 }
@@ -352,6 +399,8 @@ unsafe extern "C" fn breakpoint_entry() {
         "call {handler}",
         "test al, 1",
         "jnz 2f",
+        "test al, 2",
+        "jnz 3f",
         "mov rsp, rax",
         "pop r15", "pop r14", "pop r13", "pop r12", "pop rbp", "pop rbx",
         "pop r11", "pop r10", "pop r9", "pop r8", "pop rdi", "pop rsi", "pop rdx", "pop rcx", "pop rax",
@@ -374,7 +423,14 @@ unsafe extern "C" fn breakpoint_entry() {
         // rax still holds the interrupted stack pointer.
         "lea rsp, [rax - 24]",
         "pop rax", "popfq", "ret",
-        handler = sym breakpoint
+        // As if an NMI came before the first instruction of where it goes on.
+        "3:",
+        "lea rsp, [rax - 2]",
+        "pop r15", "pop r14", "pop r13", "pop r12", "pop rbp", "pop rbx",
+        "pop r11", "pop r10", "pop r9", "pop r8", "pop rdi", "pop rsi", "pop rdx", "pop rcx", "pop rax",
+        "jmp {nmi}",
+        handler = sym breakpoint,
+        nmi = sym nmi_entry
     );
     #[cfg(target_arch = "x86")]
     naked_asm!(
@@ -386,6 +442,8 @@ unsafe extern "C" fn breakpoint_entry() {
         "call {handler}",
         "test al, 1",
         "jnz 2f",
+        "test al, 2",
+        "jnz 3f",
         "mov esp, eax",
         "popad",
         "iretd",
@@ -402,7 +460,48 @@ unsafe extern "C" fn breakpoint_entry() {
         "lea esp, [esp + 4]",
         "popfd",
         "ret",
-        handler = sym breakpoint
+        // As if an NMI came before the first instruction of where it goes on.
+        "3:",
+        "lea esp, [eax - 2]",
+        "popad",
+        "jmp {nmi}",
+        handler = sym breakpoint,
+        nmi = sym nmi_entry
+    );
+}
+
+/// The debug exception's entry: with the frame as it is, an NMI may follow.
+#[unsafe(naked)]
+unsafe extern "C" fn debug_entry() {
+    #[cfg(target_arch = "x86_64")]
+    naked_asm!(
+        "push rax", "push rcx", "push rdx", "push rsi", "push rdi", "push r8", "push r9", "push r10", "push r11",
+        "push rbx", "push rbp", "push r12", "push r13", "push r14", "push r15",
+        "cld",
+        "mov rdi, rsp",
+        "call {handler}",
+        "test al, al",
+        // Neither changes flags.
+        "pop r15", "pop r14", "pop r13", "pop r12", "pop rbp", "pop rbx",
+        "pop r11", "pop r10", "pop r9", "pop r8", "pop rdi", "pop rsi", "pop rdx", "pop rcx", "pop rax",
+        "jnz {nmi}",
+        "iretq",
+        handler = sym debug,
+        nmi = sym nmi_entry
+    );
+    #[cfg(target_arch = "x86")]
+    naked_asm!(
+        "pushad",
+        "cld",
+        "push esp",
+        "call {handler}",
+        "pop ecx",
+        "test al, al",
+        "popad",
+        "jnz {nmi}",
+        "iretd",
+        handler = sym debug,
+        nmi = sym nmi_entry
     );
 }
 
@@ -430,6 +529,7 @@ pub fn install() {
         let with_code = matches!(vector, 8 | 10..=14 | 17 | 21);
         cpu::set_gate(vector, if with_code { fault_code_entry } else { fault_entry });
     }
+    cpu::set_gate(1, debug_entry);
     cpu::set_gate(2, nmi_entry);
     cpu::set_gate(3, breakpoint_entry);
     cpu::set_gate(TIMER_VECTOR, timer_entry);

@@ -125,7 +125,7 @@ impl Tally {
 
 /// Calls are made while this is set.
 pub static RUNNING: AtomicBool = AtomicBool::new(false);
-/// What is called: [`TRACEABLE`] functions, [`REPLACEABLE`] or [`NESTED`] ones.
+/// What is called: [`TRACEABLE`] functions, [`REPLACEABLE`] or [`NESTED`] ones, or [`OWN`].
 pub static WORK: AtomicUsize = AtomicUsize::new(TRACEABLE);
 /// How many of them are called: the first ones.
 pub static SPAN: AtomicUsize = AtomicUsize::new(1);
@@ -138,6 +138,8 @@ pub const TRACEABLE: usize = 0;
 pub const REPLACEABLE: usize = 1;
 /// Functions that call others.
 pub const NESTED: usize = 2;
+/// One function of those that are only traced for each kind of context.
+pub const OWN: usize = 3;
 
 /// The first ops is attached to no site.
 pub const UNTRACED: usize = 0;
@@ -175,18 +177,19 @@ pub fn call_in(kind: usize, calls: usize) {
             match WORK.load(Ordering::Relaxed) {
                 REPLACEABLE => livepatch::call(kind),
                 NESTED => graph::call(kind),
-                _ => call(kind),
+                OWN => call(kind, |_argument| kind % SPAN.load(Ordering::Relaxed)),
+                _ => call(kind, |argument| argument % SPAN.load(Ordering::Relaxed)),
             }
         }
     }
 }
 
-/// Calls the next function and judges what the first ops made of it.
-fn call(kind: usize) {
+/// Calls a function, chosen by the argument that is next, and judges what the first ops made of it.
+fn call(kind: usize, choose: impl Fn(usize) -> usize) {
     let thread = cpu::current();
     let tally = &thread.tallies[kind];
     let argument = thread.next.fetch_add(1, Ordering::Relaxed);
-    let index = argument % SPAN.load(Ordering::Relaxed);
+    let index = choose(argument);
     let function = traced::function(index);
     tally.calls.add(1);
     tally.site.store(function as usize, Ordering::Relaxed);
