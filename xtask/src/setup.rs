@@ -159,6 +159,27 @@ const NEEDS: &[Need] = &[
         remedy: Remedy::DebianPackage("redis-tools"),
     },
     Need {
+        name: "PostgreSQL",
+        used_for: "to record a backend under load",
+        only_i686: false,
+        probe: Probe::Succeeds("/usr/bin/pgbench --version"),
+        remedy: Remedy::DebianPackage("postgresql"),
+    },
+    Need {
+        name: "gdb",
+        used_for: "to try out a debugger beside trapline",
+        only_i686: false,
+        probe: Probe::Succeeds("/usr/bin/gdb --version"),
+        remedy: Remedy::DebianPackage("gdb"),
+    },
+    Need {
+        name: "strace",
+        used_for: "to try out another tracer beside trapline",
+        only_i686: false,
+        probe: Probe::Succeeds("/usr/bin/strace --version"),
+        remedy: Remedy::DebianPackage("strace"),
+    },
+    Need {
         name: "setpriv",
         used_for: "to try out what other users may do",
         only_i686: false,

@@ -3,11 +3,13 @@
 //! Owns the command line and the exit status. A verb says how it went by an [`Outcome`]; an error says what was being done, what was found and
 //! what to do next. Data goes to standard output, everything else to standard error.
 //!
-//! Exit status: 0 all is well; 1 the answer is bad (calls were missed); 2 the command cannot be carried out as it was given; 3 something
+//! Exit status: 0 all is well; 1 the answer is bad (calls were missed, something cannot be recorded); 2 the command cannot be carried out as it was given; 3 something
 //! failed on the way. `record` has the status of the program that it ran.
 #![forbid(unsafe_code)]
 
 mod diff;
+#[cfg(target_arch = "x86_64")]
+mod doctor;
 mod export;
 mod functions;
 mod graph;
@@ -44,6 +46,8 @@ Put the promise to the test on this machine, and then the old behaviour, which l
 #[derive(Debug, Subcommand)]
 enum Verb {
     Diff(diff::Arguments),
+    #[cfg(target_arch = "x86_64")]
+    Doctor(doctor::Arguments),
     Export(export::Arguments),
     Functions(functions::Arguments),
     Graph(graph::Arguments),
@@ -89,6 +93,8 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let outcome = match &arguments.verb {
         Verb::Diff(arguments) => diff::run(arguments),
+        #[cfg(target_arch = "x86_64")]
+        Verb::Doctor(arguments) => doctor::run(arguments),
         Verb::Export(arguments) => export::run(arguments),
         Verb::Functions(arguments) => functions::run(arguments),
         Verb::Graph(arguments) => graph::run(arguments),

@@ -24,6 +24,7 @@ mod frame;
 mod inject;
 mod launch;
 mod leave;
+pub mod machine;
 mod overhead;
 mod pending;
 mod places;
@@ -159,7 +160,7 @@ pub fn record_running(
     options: &Options,
     progress: &Progress,
 ) -> Result<Summary, Error> {
-    if let Some(reason) = refusal::examine(pid) {
+    if let Some(reason) = refusal::examine(pid).or_else(|| machine::code_can_be_changed().err()) {
         return Err(Error::NotAttachable { pid, reason });
     }
     let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();

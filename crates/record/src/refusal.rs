@@ -1,7 +1,7 @@
 //! Why a process that runs cannot be recorded.
 //!
-//! Owns [`Refusal`], every reason with what to do about it, and [`examine`], which looks at a process from outside: nothing of it is touched. Who wants to
-//! record it hears the same words as who only asks. Invariant: a process that is refused was not changed.
+//! Owns [`Refusal`], every reason with what to do about it, [`examine`], which looks at a process from outside, and [`diagnose`], which goes on where `examine`
+//! stops: nothing of the process is touched. Who wants to record it hears the same words as who only asks. Invariant: a process that is refused was not changed.
 
 use std::{
     fmt, fs,
@@ -46,6 +46,13 @@ pub enum Refusal {
         /// Whose it is.
         user: u32,
     },
+    /// It has other rights than who started it.
+    ChangedUser {
+        /// Who started it.
+        user: u32,
+        /// Whose rights it has.
+        rights: u32,
+    },
     /// It sees other processes or files than we do.
     OtherNamespace,
     /// It may not be traced, though it is this user's.
@@ -57,6 +64,8 @@ pub enum Refusal {
     },
     /// The kernel says no, and we do not know why.
     Forbidden,
+    /// The kernel lets nobody change code, not even who traces.
+    CodeForbidden,
     /// It is a 32-bit program.
     Bits32,
     /// It has no dynamic linker.
@@ -93,6 +102,10 @@ impl fmt::Display for Refusal {
             Self::OtherUser { user } => {
                 write!(f, "it runs as another user ({user}); run trapline as that user, by `sudo -u '#{user}'`")
             }
+            Self::ChangedUser { user, rights } => write!(
+                f,
+                "user {user} started it and it has the rights of user {rights} (setuid); record the program as that user, by `sudo -u '#{rights}' trapline record`"
+            ),
             Self::OtherNamespace => {
                 f.write_str("it is in a container (another mount or pid namespace); run trapline there, by `nsenter`")
             }
@@ -105,6 +118,9 @@ impl fmt::Display for Refusal {
             ),
             Self::Forbidden => f.write_str(
                 "the kernel does not allow to trace it (a seccomp filter or a security module); try it outside of the container",
+            ),
+            Self::CodeForbidden => f.write_str(
+                "the kernel does not let even a tracer change code through /proc/PID/mem; boot it with proc_mem.force_override=ptrace",
             ),
             Self::Bits32 => f.write_str("it is a 32-bit program, which this version cannot record yet"),
             Self::Static => f.write_str("it is linked statically, which this version cannot record; link it dynamically"),
@@ -123,26 +139,84 @@ impl fmt::Display for Refusal {
     }
 }
 
+impl Refusal {
+    /// A word for programs that read it; it stays the same when the text changes.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::NoSuchProcess => "no-such-process",
+            Self::Thread { .. } => "thread",
+            Self::Itself => "itself",
+            Self::KernelThread => "kernel-thread",
+            Self::Zombie => "zombie",
+            Self::Ended => "ended",
+            Self::Stopped => "stopped",
+            Self::Traced { .. } => "traced",
+            Self::OtherUser { .. } => "other-user",
+            Self::ChangedUser { .. } => "setuid",
+            Self::OtherNamespace => "other-namespace",
+            Self::NotDumpable => "not-dumpable",
+            Self::PtraceScope { .. } => "ptrace-scope",
+            Self::Forbidden => "forbidden",
+            Self::CodeForbidden => "code-forbidden",
+            Self::Bits32 => "32-bit",
+            Self::Static => "static",
+            Self::Go => "go",
+            Self::Sandbox => "seccomp",
+            Self::ShadowStack => "shadow-stack",
+            Self::SegmentInUse { .. } => "segment-in-use",
+            Self::Other(_) => "other",
+        }
+    }
+}
+
 /// Looks at a process from outside. `None` if nothing is in the way as far as can be seen there.
 pub fn examine(pid: Tid) -> Option<Refusal> {
-    let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) else { return Some(Refusal::NoSuchProcess) };
-    let of_process = Status(status).of_process(pid);
-    of_process.or_else(|| of_program(&PathBuf::from(format!("/proc/{pid}/exe"))))
+    everything(pid).into_iter().next()
+}
+
+/// Looks for everything that is in the way of recording a process, and asks the kernel whether it may be traced. Empty if it can be recorded, as far as can be
+/// seen without stopping it.
+pub fn diagnose(pid: Tid) -> Vec<Refusal> {
+    let mut found = everything(pid);
+    if found.is_empty() {
+        // What is asked of whoever opens it is what is asked of who traces (proc(5), PTRACE_MODE_ATTACH_FSCREDS).
+        match fs::File::open(format!("/proc/{pid}/mem")).map_err(|error| error.raw_os_error()) {
+            Ok(_) => {}
+            // It has no memory any more.
+            Err(Some(libc::ESRCH | libc::ENOENT)) => found.push(Refusal::Ended),
+            Err(_) => found.push(why_forbidden(pid)),
+        }
+    }
+    if status_of(pid).is_none() && found != [Refusal::NoSuchProcess] {
+        return vec![Refusal::Ended];
+    }
+    found
+}
+
+fn status_of(pid: Tid) -> Option<Status> {
+    fs::read_to_string(format!("/proc/{pid}/status")).ok().map(Status)
+}
+
+/// Everything that is in the way, what weighs most first.
+fn everything(pid: Tid) -> Vec<Refusal> {
+    let Some(status) = status_of(pid) else { return vec![Refusal::NoSuchProcess] };
+    if let Some(refusal) = status.no_program(pid) {
+        return vec![refusal];
+    }
+    let of_program = of_program(&PathBuf::from(format!("/proc/{pid}/exe")));
+    status.of_process(pid).into_iter().chain(of_program).collect()
 }
 
 /// Why the kernel did not let us trace a thread of a process.
 pub(crate) fn why_forbidden(pid: Tid) -> Refusal {
-    const CAP_SYS_PTRACE: u32 = 19;
     if let Some(refusal) = examine(pid) {
         return refusal;
     }
-    let own = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
-    let capabilities = own.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let capabilities = capabilities.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).unwrap_or(0);
-    if capabilities >> CAP_SYS_PTRACE & 1 == 1 {
+    if may_trace_all() {
         return Refusal::Forbidden;
     }
-    if fs::metadata(format!("/proc/{pid}")).is_ok_and(|process| process.uid() != spawn::user()) {
+    // What is in the folder of such a process is root's; the folder itself is its own (proc(5)).
+    if fs::metadata(format!("/proc/{pid}/status")).is_ok_and(|process| process.uid() != spawn::user()) {
         return Refusal::NotDumpable;
     }
     let scope = fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").unwrap_or_default();
@@ -152,16 +226,28 @@ pub(crate) fn why_forbidden(pid: Tid) -> Refusal {
     }
 }
 
+/// Whether we have `CAP_SYS_PTRACE`.
+pub(crate) fn may_trace_all() -> bool {
+    const CAP_SYS_PTRACE: u32 = 19;
+    let own = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
+    u64::from_str_radix(field_of(&own, "CapEff"), 16).is_ok_and(|set| set >> CAP_SYS_PTRACE & 1 == 1)
+}
+
+/// A field of a `status`, or nothing.
+pub(crate) fn field_of<'a>(status: &'a str, name: &str) -> &'a str {
+    status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).unwrap_or_default().trim()
+}
+
 /// A process's `status`.
 struct Status(String);
 
 impl Status {
     fn field(&self, name: &str) -> &str {
-        let value = self.0.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-        value.unwrap_or_default().trim()
+        field_of(&self.0, name)
     }
 
-    fn of_process(&self, pid: Tid) -> Option<Refusal> {
+    /// Why there is no program of its own to record.
+    fn no_program(&self, pid: Tid) -> Option<Refusal> {
         let process = self.field("Tgid").parse().unwrap_or(pid);
         if process == std::process::id().cast_signed() {
             return Some(Refusal::Itself);
@@ -172,31 +258,41 @@ impl Status {
         if is_kernel_thread(pid) {
             return Some(Refusal::KernelThread);
         }
-        let state = self.field("State");
         let threads: u32 = self.field("Threads").parse().unwrap_or(1);
         // The first thread may have ended before the others.
-        if state.starts_with(['Z', 'X']) && threads <= 1 {
-            return Some(Refusal::Zombie);
-        }
+        (self.field("State").starts_with(['Z', 'X']) && threads <= 1).then_some(Refusal::Zombie)
+    }
+
+    fn of_process(&self, pid: Tid) -> Vec<Refusal> {
+        let mut found = Vec::new();
         let tracer = self.field("TracerPid").parse().unwrap_or(0);
         if tracer != 0 && tracer != spawn::own_tid() {
             let name = fs::read_to_string(format!("/proc/{tracer}/comm")).unwrap_or_default();
-            return Some(Refusal::Traced { tracer, name: name.trim_end().to_owned() });
+            found.push(Refusal::Traced { tracer, name: name.trim_end().to_owned() });
         }
-        if state.starts_with('T') {
-            return Some(Refusal::Stopped);
+        // Not `t`: that is by its tracer.
+        if self.field("State").starts_with('T') {
+            found.push(Refusal::Stopped);
         }
-        let users = self.field("Uid").split_whitespace().filter_map(|user| user.parse().ok());
-        if let Some(user) = users.into_iter().find(|user| *user != spawn::user()) {
-            return Some(Refusal::OtherUser { user });
+        // Real, effective, saved, of files.
+        let users: Vec<u32> = self.field("Uid").split_whitespace().filter_map(|user| user.parse().ok()).collect();
+        if let [user, rights, ..] = users[..] {
+            if user != rights {
+                found.push(Refusal::ChangedUser { user, rights });
+            } else if let Some(&user) = users.iter().find(|user| **user != spawn::user()) {
+                found.push(Refusal::OtherUser { user });
+            }
         }
         if ["mnt", "pid"].into_iter().any(|kind| is_elsewhere(pid, kind)) {
-            return Some(Refusal::OtherNamespace);
+            found.push(Refusal::OtherNamespace);
         }
         if !["", "0"].contains(&self.field("Seccomp")) {
-            return Some(Refusal::Sandbox);
+            found.push(Refusal::Sandbox);
         }
-        self.field("x86_Thread_features").contains("shstk").then_some(Refusal::ShadowStack)
+        if self.field("x86_Thread_features").contains("shstk") {
+            found.push(Refusal::ShadowStack);
+        }
+        found
     }
 }
 
@@ -246,7 +342,22 @@ mod tests {
         let own = std::process::id().cast_signed();
         assert_eq!(examine(own), Some(Refusal::Itself));
         assert_eq!(examine(i32::MAX), Some(Refusal::NoSuchProcess));
+        assert_eq!(diagnose(i32::MAX), [Refusal::NoSuchProcess]);
         assert!(!is_kernel_thread(own));
+    }
+
+    #[test]
+    fn everything_is_told_that_a_status_shows() {
+        let own = std::process::id().cast_signed();
+        let other = spawn::user() + 1;
+        let status = |text: &str| Status(format!("{text}\nSeccomp:\t0\n")).of_process(own);
+        assert_eq!(status(&format!("State:\tS\nUid:\t{0}\t{0}\t{0}\t{0}", spawn::user())), []);
+        let changed = Refusal::ChangedUser { user: other, rights: spawn::user() };
+        assert_eq!(
+            status(&format!("State:\tT (stopped)\nUid:\t{other}\t{0}\t{0}\t{0}", spawn::user())),
+            [Refusal::Stopped, changed]
+        );
+        assert_eq!(status("State:\tt (tracing stop)\nx86_Thread_features:\tshstk wrss"), [Refusal::ShadowStack]);
     }
 
     #[test]

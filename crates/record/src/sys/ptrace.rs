@@ -203,6 +203,15 @@ pub(crate) fn wait_for(tid: Tid) -> io::Result<Stop> {
     }
 }
 
+/// Waits for a child's end, and lets it go on until then.
+pub(crate) fn wait_for_end(pid: Tid) -> io::Result<()> {
+    while !matches!(wait_for(pid)?, Stop::Exited(_) | Stop::Killed(_)) {
+        // An error means that it was killed: its end is next.
+        let _ = resume(pid, 0);
+    }
+    Ok(())
+}
+
 /// Waits for one thread's next stop. Its end is left to [`poll_any`].
 ///
 /// # Errors

@@ -152,6 +152,15 @@ pub(crate) fn wake_all(word: &AtomicU32) {
     unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, i32::MAX, 0, 0, 0) };
 }
 
+/// Whether the kernel can have all processors that run a process synchronise their instructions with memory.
+pub(crate) fn can_sync_cores() -> bool {
+    const QUERY: libc::c_int = 0;
+    const SYNC_CORE: libc::c_long = 1 << 5;
+    // SAFETY: plain numbers.
+    let commands = unsafe { libc::syscall(libc::SYS_membarrier, QUERY, 0, 0) };
+    commands >= 0 && commands & SYNC_CORE != 0
+}
+
 /// The time-stamp counter.
 pub(crate) fn tsc() -> u64 {
     #[cfg(target_arch = "x86_64")]

@@ -73,6 +73,13 @@ pub(crate) fn spawn(program: &OsStr, arguments: &[OsString], limit_signal: Limit
     Ok(Waiting { pid, go, failure })
 }
 
+/// Forks a child that does nothing, and ends when the value is dropped.
+pub(crate) fn spawn_idle() -> io::Result<Waiting> {
+    // It is never told to go.
+    let nothing = OsStr::new("/");
+    spawn(nothing, &[], LimitSignal(libc::SIG_DFL))
+}
+
 /// # Safety
 /// Only in a forked child; `arguments` ends in a null pointer and points to strings.
 unsafe fn child(
