@@ -25,19 +25,16 @@ pub(super) fn without_one_call(input: &Path, output: &Path) -> Result<String> {
             chunks.push((chunk, events));
         }
     }
-    let (chunk, at, site) = chunks
-        .iter()
-        .enumerate()
-        .find_map(|(chunk, (_, events))| {
-            // In the middle of the chunk, a call whose return follows at once.
-            let calls = events.windows(2).enumerate().skip(events.len() / 2);
-            let mut leaves = calls.filter_map(|(at, two)| match (two[0].event, two[1].event) {
-                (Event::Enter { site }, Event::Exit { .. }) => Some((chunk, at, site)),
-                _ => None,
-            });
-            leaves.next()
+    // Whoever tells times alone has to see it as well, so it is the longest one.
+    let leaves = chunks.iter().enumerate().flat_map(|(chunk, (_, events))| {
+        events.windows(2).enumerate().filter_map(move |(at, two)| match (two[0].event, two[1].event) {
+            (Event::Enter { site }, Event::Exit { .. }) => {
+                Some((two[1].tsc.saturating_sub(two[0].tsc), chunk, at, site))
+            }
+            _ => None,
         })
-        .context("no call makes no call itself")?;
+    });
+    let (_, chunk, at, site) = leaves.max().context("no call makes no call itself")?;
     chunks[chunk].1.drain(at..at + 2);
     let mut writer = Writer::create(output, &catalog.meta.clone().unwrap_or_else(Meta::default))?;
     writer.calibration(&points)?;
