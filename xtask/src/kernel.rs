@@ -20,7 +20,7 @@ use serde_json::json;
 
 use self::verdict::{End, Must, Report};
 use crate::args::{Accelerator, Arch, KernelTest};
-use crate::{setup, workspace_root};
+use crate::{setup, target_folder, workspace_root};
 
 const QEMU: &str = "qemu-system-x86_64";
 
@@ -34,7 +34,7 @@ struct Job {
     must: Must,
     /// The kernel's command line.
     line: &'static str,
-    /// The same with `--quick`.
+    /// The same with `--quick`; empty: not run then.
     quick_line: &'static str,
     /// Whether TCG translates one instruction at a time, so that interrupts come at every instruction boundary.
     single_step: bool,
@@ -45,16 +45,24 @@ const JOBS: &[Job] = &[
     Job {
         name: "every strategy, every poke",
         must: Must::Hold,
-        line: "strategies=slots,percpu,gap,r11,skip single=1500 batches=20 nmis=2",
-        quick_line: "strategies=slots,percpu,gap,r11,skip single=60 batches=5 nmis=2",
+        line: "strategies=slots,percpu,gap,r11,skip single=1500 batches=20 nmis=2 context-calls=48",
+        quick_line: "strategies=slots,percpu,gap,r11,skip single=40 batches=3 nmis=2 context-calls=6",
         single_step: false,
         limit: Duration::from_mins(30),
     },
     Job {
         name: "interrupted at every instruction",
+        must: Must::InterruptAll,
+        line: "scenario=step strategies=slots,percpu,gap,r11 context-calls=1",
+        quick_line: "scenario=step strategies=slots,percpu,gap,r11 context-calls=1",
+        single_step: true,
+        limit: Duration::from_mins(15),
+    },
+    Job {
+        name: "interrupted anywhere",
         must: Must::ReachDepth,
         line: "strategies=slots,percpu,gap,r11 single=300 batches=2 only-storms=1 nmis=10 ticks=100000 until-depth=4",
-        quick_line: "strategies=slots single=50 batches=1 only-storms=1 nmis=12 ticks=100000 until-depth=4",
+        quick_line: "",
         single_step: true,
         limit: Duration::from_mins(15),
     },
@@ -99,6 +107,14 @@ const JOBS: &[Job] = &[
         limit: Duration::from_mins(5),
     },
     Job {
+        name: "control: a slot that is given back before it is read",
+        must: Must::GoWrong,
+        line: "scenario=step strategies=slots context-calls=1 early-release=1",
+        quick_line: "scenario=step strategies=slots context-calls=1 early-release=1",
+        single_step: false,
+        limit: Duration::from_secs(30),
+    },
+    Job {
         name: "control: one slot only",
         must: Must::Overflow,
         line: "strategies=slots,percpu single=200 batches=4 slots=1",
@@ -109,8 +125,8 @@ const JOBS: &[Job] = &[
     Job {
         name: "control: IRET in NMI context",
         must: Must::Overflow,
-        line: "strategies=slots single=200 batches=0 only-storms=1 nmis=12 iret=1",
-        quick_line: "strategies=slots single=60 batches=0 only-storms=1 nmis=12 iret=1",
+        line: "strategies=slots single=200 batches=0 only-storms=1 nmis=12 iret=1 until-overflow=1",
+        quick_line: "strategies=slots single=6 batches=0 only-storms=1 nmis=12 iret=1 until-overflow=1",
         single_step: true,
         limit: Duration::from_mins(5),
     },
@@ -148,66 +164,94 @@ pub(crate) fn test(asked: KernelTest) -> Result<ExitCode> {
     prepare()?;
     let accelerator = accelerator(asked.accelerator)?;
     let single_step = single_step_option()?;
-    let mut failed = Vec::new();
+    let run = Run { asked, accelerator, single_step };
+    let mut kernels = Vec::new();
     for arch in Arch::ALL.into_iter().filter(|arch| asked.arch.is_none_or(|only| only == *arch)) {
-        let kernel = build(arch)?;
-        match vectors::check(&kernel) {
-            Ok(found) => eprintln!("{}: {found}", arch.name()),
-            Err(error) => {
-                eprintln!("FAILED: {error:#}");
-                failed.push(format!("{}: no vector instructions", arch.name()));
-            }
-        }
-        for job in JOBS {
-            let line = if asked.quick { job.quick_line } else { job.line };
-            let started = Instant::now();
-            eprintln!("\n{}: {}", arch.name(), job.name);
-            let attempt = || -> Result<(Report, Judged)> {
-                let report = run(&kernel, job, line, accelerator, &single_step)?;
-                let judged = examine(&kernel, arch, job, &report);
-                Ok((report, judged))
-            };
-            let (mut report, mut judged) = attempt()?;
-            for _ in 1..ATTEMPTS {
-                if judged.missed {
-                    eprintln!("what is to be seen did not happen to come about; once more");
-                    (report, judged) = attempt()?;
-                }
-            }
-            let verdict = judged.verdict;
-            let seconds = started.elapsed().as_secs_f64();
-            if asked.json {
-                println!(
-                    "{}",
-                    json!({
-                        "version": 1, "arch": arch.name(), "job": job.name, "line": line, "seconds": seconds,
-                        "passed": verdict.is_ok(), "broke": report.breakage(), "rows": report.rows, "patches": report.patches, "sites_a_second": report.rate(),
-                    })
-                );
-            } else {
-                println!("{}, {} sites: {}", arch.name(), report.sites, job.name);
-                match report.breakage() {
-                    Some(breakage) => println!("  the kernel: {breakage}"),
-                    None => print!("{}", report.table()),
-                }
-            }
-            match verdict {
-                Ok(()) => eprintln!("passed in {seconds:.1} s"),
-                Err(error) => {
-                    eprintln!("FAILED: {error:#}");
-                    for complaint in report.complaints.iter().take(20) {
-                        eprintln!("  {complaint}");
-                    }
-                    failed.push(format!("{}: {}", arch.name(), job.name));
-                }
-            }
-        }
+        kernels.push((arch, build(arch)?));
     }
+    // The widths side by side: most of the time somebody waits for an interrupt.
+    let failed: Vec<String> = std::thread::scope(|scope| {
+        let widths: Vec<_> = kernels.iter().map(|(arch, kernel)| scope.spawn(|| run.all_jobs(*arch, kernel))).collect();
+        let ended = widths.into_iter().map(|width| width.join().unwrap_or_else(|_| bail!("a panic")));
+        ended.collect::<Result<Vec<_>>>().map(|failed| failed.concat())
+    })?;
     if failed.is_empty() {
         return Ok(ExitCode::SUCCESS);
     }
     eprintln!("\nfailed:\n  {}", failed.join("\n  "));
     Ok(ExitCode::FAILURE)
+}
+
+/// What all jobs have in common.
+struct Run {
+    asked: KernelTest,
+    accelerator: Accelerator,
+    single_step: Vec<&'static str>,
+}
+
+impl Run {
+    /// Runs every job with one kernel and tells which failed. What is printed of a job comes in one piece: another width runs beside.
+    fn all_jobs(&self, arch: Arch, kernel: &Path) -> Result<Vec<String>> {
+        let mut failed = Vec::new();
+        match vectors::check(kernel) {
+            Ok(found) => eprintln!("{}: {found}", arch.name()),
+            Err(error) => {
+                eprintln!("FAILED: {}: {error:#}", arch.name());
+                failed.push(format!("{}: no vector instructions", arch.name()));
+            }
+        }
+        for job in JOBS {
+            let line = if self.asked.quick { job.quick_line } else { job.line };
+            if !line.is_empty() && !self.job(arch, kernel, job, line)? {
+                failed.push(format!("{}: {}", arch.name(), job.name));
+            }
+        }
+        Ok(failed)
+    }
+
+    /// Runs a job, again if what is to be seen did not come about, and tells whether it passed.
+    fn job(&self, arch: Arch, kernel: &Path, job: &Job, line: &str) -> Result<bool> {
+        let started = Instant::now();
+        let title = format!("{}: {}", arch.name(), job.name);
+        let attempt = || -> Result<(Report, Judged)> {
+            let report = run(kernel, job, line, self.accelerator, &self.single_step)?;
+            let judged = examine(kernel, arch, job, &report, self.asked.quick);
+            Ok((report, judged))
+        };
+        let (mut report, mut judged) = attempt()?;
+        for _ in 1..ATTEMPTS {
+            if judged.missed {
+                eprintln!("{title}: what is to be seen did not happen to come about; once more");
+                (report, judged) = attempt()?;
+            }
+        }
+        let verdict = judged.verdict;
+        let seconds = started.elapsed().as_secs_f64();
+        if self.asked.json {
+            println!(
+                "{}",
+                json!({
+                    "version": 1, "arch": arch.name(), "job": job.name, "line": line, "seconds": seconds, "passed": verdict.is_ok(),
+                    "broke": report.breakage(), "rows": report.rows, "patches": report.patches, "steps": report.steps(),
+                    "sites_a_second": report.rate(),
+                })
+            );
+        } else {
+            let found = match report.breakage() {
+                Some(breakage) => format!("  the kernel: {breakage}\n"),
+                None => report.table(),
+            };
+            print!("\n{title}, {} sites\n{found}", report.sites);
+        }
+        match &verdict {
+            Ok(()) => eprintln!("{title}: passed in {seconds:.1} s"),
+            Err(error) => {
+                let complaints = report.complaints.iter().take(20).map(|complaint| format!("  {complaint}\n"));
+                eprint!("FAILED: {title}: {error:#}\n{}", complaints.collect::<String>());
+            }
+        }
+        Ok(verdict.is_ok())
+    }
 }
 
 /// What became of one run.
@@ -217,8 +261,11 @@ struct Judged {
     missed: bool,
 }
 
-fn examine(kernel: &Path, arch: Arch, job: &Job, report: &Report) -> Judged {
-    let judged = Judged { verdict: report.judge(job.must), missed: report.missed(job.must) };
+fn examine(kernel: &Path, arch: Arch, job: &Job, report: &Report, is_quick: bool) -> Judged {
+    let mut judged = Judged { verdict: report.judge(job.must), missed: report.missed(job.must) };
+    if job.must == Must::Hold && !is_quick {
+        judged.verdict = judged.verdict.and_then(|()| report.is_large());
+    }
     if judged.verdict.is_err() || !matches!(job.must, Must::Trace | Must::TraceLoss) {
         return judged;
     }
@@ -227,7 +274,7 @@ fn examine(kernel: &Path, arch: Arch, job: &Job, report: &Report) -> Judged {
     match trace::judge(kernel, &report.trace, &records_file(kernel), &file, job.must) {
         Err(error) => Judged { verdict: Err(error), missed: false },
         Ok(found) => {
-            eprintln!("{}", found.line);
+            eprintln!("{}: {}", arch.name(), found.line);
             let missed = found.missing.is_some();
             Judged { verdict: found.missing.map_or(Ok(()), |missing| Err(anyhow::anyhow!(missing))), missed }
         }
@@ -295,8 +342,7 @@ fn accelerator(asked: Option<Accelerator>) -> Result<Accelerator> {
 /// Builds the kernel and tells where it is.
 fn build(arch: Arch) -> Result<PathBuf> {
     let root = workspace_root();
-    let targets = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), |folder| root.join(folder));
-    let targets = targets.join("testbed");
+    let targets = target_folder().join("testbed");
     let (target, folder) = match arch {
         Arch::X86_64 => ("x86_64-unknown-none", "x86_64-unknown-none"),
         Arch::I386 => ("i386.json", "i386"),

@@ -180,6 +180,13 @@ const NEEDS: &[Need] = &[
         remedy: Remedy::DebianPackage("strace"),
     },
     Need {
+        name: "QEMU",
+        used_for: "to boot the testbed kernel",
+        only_i686: false,
+        probe: Probe::Succeeds("qemu-system-x86_64 --version"),
+        remedy: Remedy::DebianPackage("qemu-system-x86"),
+    },
+    Need {
         name: "setpriv",
         used_for: "to try out what other users may do",
         only_i686: false,

@@ -72,7 +72,7 @@ impl Step {
 pub(crate) const LINT: &[&[Step]] = &[SOURCE];
 
 /// Everything that must hold before a change lands.
-pub(crate) const TEST: &[&[Step]] = &[SOURCE, BEHAVIOUR, MODELS, STRESS, STRESS_I686, RECORDING];
+pub(crate) const TEST: &[&[Step]] = &[SOURCE, BEHAVIOUR, MODELS, STRESS, STRESS_I686, RECORDING, KERNEL];
 
 const SOURCE: &[Step] = &[
     Step::new(
@@ -209,6 +209,14 @@ const RECORDING: &[Step] = &[
     )
     .release(),
 ];
+
+const KERNEL: &[Step] = &[Step::command(
+    "kernel",
+    "cargo xtask kernel-test --quick",
+    "in a kernel of either width no call is lost in any context, a replaced function stays replaced, and a trace holds every call; and what \
+     is left out in the controls is noticed",
+)
+.release()];
 
 /// A table split by what the user asked to leave out.
 #[derive(Debug, Default)]

@@ -21,6 +21,11 @@ pub(crate) enum Must {
     Hold,
     /// As `Hold`; and all contexts were pending at once: the greatest depth is 4, and no slot was missing.
     ReachDepth,
+    /// As `ReachDepth`; and each instruction of the int3 trampoline was interrupted in each context, in every combination, and each one from the
+    /// breakpoint to the function by an interrupt and by an NMI.
+    InterruptAll,
+    /// Calls end in the wrong place: the kernel breaks, or counts results that are not the called function's.
+    GoWrong,
     /// Slots run out, which is counted, and no call is lost all the same.
     Overflow,
     /// Replaced functions never run their old bodies, and after the revert never their new ones; with `skip`, old bodies run in each context.
@@ -56,7 +61,7 @@ pub(crate) struct Report {
     pub(crate) rows: Vec<Value>,
     /// The same of functions that are replaced.
     pub(crate) patches: Vec<Value>,
-    /// What was said of a trace, or of a batch: events `clock`, `thread`, `traced`, `sent`, `batch`.
+    /// What was said of a trace, or of a batch: events `clock`, `thread`, `traced`, `sent`, `batch`; or where calls were interrupted: `steps`.
     pub(crate) trace: Vec<Value>,
     /// Traced functions.
     pub(crate) sites: u64,
@@ -85,7 +90,7 @@ impl Report {
             match parsed.as_ref().and_then(|value| value["event"].as_str()) {
                 Some("row") => report.rows.extend(parsed),
                 Some("patch") => report.patches.extend(parsed),
-                Some("clock" | "thread" | "traced" | "sent" | "batch") => report.trace.extend(parsed),
+                Some("clock" | "thread" | "traced" | "sent" | "batch" | "steps") => report.trace.extend(parsed),
                 Some("sites") => report.sites = parsed.map_or(0, |value| number(&value, "count")),
                 Some("done") => report.done = true,
                 _ => report.complaints.push(line.to_owned()),
@@ -117,13 +122,26 @@ impl Report {
             ensure!(began, "the kernel did not get as far as to break: {}", self.breakage().unwrap_or_default());
             return self.breakage().map(drop).context("the kernel ran on as if nothing were missing");
         }
+        if must == Must::GoWrong {
+            ensure!(
+                self.sites > 0,
+                "the kernel did not get as far as to call: {}",
+                self.breakage().unwrap_or_default()
+            );
+            let is_wrong = self.rows.iter().any(|row| number(row, "wrong") > 0);
+            ensure!(is_wrong || self.breakage().is_some(), "all calls went right, as if nothing were missing");
+            return Ok(());
+        }
         self.hold(must)?;
         self.reach(must)
     }
 
     /// Whether all that was wanted did not come about, though nothing is wrong. Interrupts come when they come: another run may do.
     pub(crate) fn missed(&self, must: Must) -> bool {
-        must != Must::Break && self.hold(must).is_ok() && self.reach(must).is_err()
+        // Which instruction is interrupted is chosen, and no matter of luck.
+        !matches!(must, Must::Break | Must::GoWrong | Must::InterruptAll)
+            && self.hold(must).is_ok()
+            && self.reach(must).is_err()
     }
 
     fn hold(&self, must: Must) -> Result<()> {
@@ -169,6 +187,16 @@ impl Report {
         Ok(())
     }
 
+    /// Whether the table's lines are of enough calls and pokes to mean something: what a quick run does without.
+    pub(crate) fn is_large(&self) -> Result<()> {
+        for (line, sum) in &self.sums() {
+            let name = format!("{} in {} context", line.strategy, CONTEXTS[line.context]);
+            ensure!(sum.calls >= 1_000_000, "{name}: {} calls are less than a million", sum.calls);
+            ensure!(sum.pokes >= 20_000, "{name}: {} pokes are less than 20,000", sum.pokes);
+        }
+        Ok(())
+    }
+
     fn reach(&self, must: Must) -> Result<()> {
         let sums = self.sums();
         let depth = sums.values().map(|sum| sum.depth).max().unwrap_or_default();
@@ -177,11 +205,36 @@ impl Report {
             Must::ReachDepth => {
                 ensure!(depth == 4, "the greatest depth is {depth}: not all contexts met in the trampoline");
             }
+            Must::InterruptAll => {
+                ensure!(depth == 4, "the greatest depth is {depth}: not all contexts met in the trampoline");
+                self.interrupt_all()?;
+            }
             Must::Overflow => ensure!(overflows > 0, "no slot was missing"),
             Must::Replace | Must::OutliveRevert => Patched::of(&self.patches).reach(must)?,
-            Must::Hold | Must::Break | Must::Trace | Must::TraceLoss | Must::Batch => {}
+            Must::Hold | Must::Break | Must::GoWrong | Must::Trace | Must::TraceLoss | Must::Batch => {}
         }
         Ok(())
+    }
+
+    /// Whether every instruction was interrupted, with every strategy.
+    fn interrupt_all(&self) -> Result<()> {
+        let steps = self.steps();
+        ensure!(!steps.is_empty(), "nothing was stepped over");
+        for run in steps {
+            let [boundaries, triples, stepped, by_irq, by_nmi] =
+                ["boundaries", "triples", "stepped", "by_irq", "by_nmi"].map(|name| number(run, name));
+            ensure!(stepped > boundaries, "no further than the int3 trampoline: {run}");
+            ensure!(
+                triples == boundaries.pow(3) && by_irq == stepped && by_nmi == stepped,
+                "not every instruction was interrupted: {run}"
+            );
+        }
+        Ok(())
+    }
+
+    /// Where calls were interrupted, for each strategy.
+    pub(crate) fn steps(&self) -> Vec<&Value> {
+        self.trace.iter().filter(|event| event["event"] == "steps").collect()
     }
 
     fn batch(&self) -> Option<&Value> {
@@ -261,6 +314,16 @@ impl Report {
                 let _ = write!(table, " {:>8} {:>8} {single:>12} {batch:>12}", sum.pokes, sum.carried);
             }
             table.push('\n');
+        }
+        for run in self.steps() {
+            let [boundaries, triples, stepped, by_irq, by_nmi] =
+                ["boundaries", "triples", "stepped", "by_irq", "by_nmi"].map(|name| number(run, name));
+            let _ = writeln!(
+                table,
+                "  {}: {triples} combinations of {boundaries} instructions in three contexts; of {stepped} instructions, {by_irq} were \
+                 interrupted and {by_nmi} met an NMI",
+                run["strategy"].as_str().unwrap_or_default()
+            );
         }
         table
     }
@@ -352,6 +415,29 @@ mod tests {
         assert_eq!(hung.breakage(), Some("hangs".to_owned()));
         let whole = report(&[row("slots", "nmi", 0, 0, 1)]);
         assert!(whole.judge(Must::Break).is_err());
+    }
+
+    #[test]
+    fn a_single_instruction_that_was_not_interrupted_fails() {
+        let met = |triples: u64, by_nmi: u64| {
+            let steps = format!(
+                r#"{{"event":"steps","strategy":"slots","boundaries":3,"triples":{triples},"stepped":9,"by_irq":9,"by_nmi":{by_nmi}}}"#
+            );
+            report(&[row("slots", "nmi", 0, 0, 4), steps])
+        };
+        assert!(met(27, 9).judge(Must::InterruptAll).is_ok());
+        assert!(met(26, 9).judge(Must::InterruptAll).is_err());
+        assert!(met(27, 8).judge(Must::InterruptAll).is_err() && !met(27, 8).missed(Must::InterruptAll));
+        assert!(report(&[row("slots", "nmi", 0, 0, 4)]).judge(Must::InterruptAll).is_err());
+    }
+
+    #[test]
+    fn a_call_that_goes_wrong_is_wanted_in_one_run_and_a_defect_in_the_others() {
+        let right = row("slots", "nmi", 0, 0, 1);
+        let wrong = report(&[right.replace(r#""wrong":0"#, r#""wrong":2"#)]);
+        assert!(wrong.judge(Must::GoWrong).is_ok());
+        assert!(wrong.judge(Must::Hold).is_err());
+        assert!(report(&[right]).judge(Must::GoWrong).is_err());
     }
 
     #[test]
