@@ -99,6 +99,11 @@ const SOURCE: &[Step] = &[
         "the documentation builds and its links lead somewhere",
     ),
     Step::command("fuzz format", "cargo fmt --manifest-path fuzz/Cargo.toml --check", "the fuzz targets are formatted"),
+    Step::new(
+        "testbed format",
+        Action::Command("cargo fmt --manifest-path testbed/Cargo.toml --check", Some(("RUSTC_BOOTSTRAP", "1"))),
+        "the testbed is formatted",
+    ),
     Step::command(
         "fuzz clippy",
         "cargo clippy --manifest-path fuzz/Cargo.toml --no-default-features --all-targets -- -D warnings",
