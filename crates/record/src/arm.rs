@@ -445,10 +445,23 @@ impl Armory {
             self.coverage.traced -= 1;
             *self.coverage.untraced.entry(reason.code().to_owned()).or_default() += 1;
         }
-        let stubs = Stubs { at: stubs_at, memory: shared, sites: armed.sites, writes: armed.writes };
+        let of_unwinders = writes_of_shims(module, loaded.bias, &armed.writes);
+        let stubs = Stubs { at: stubs_at, memory: shared, sites: armed.sites, writes: armed.writes, of_unwinders };
         space.stubs.insert(loaded.key(), Arc::new(stubs));
         Ok(())
     }
+}
+
+/// The edits at the beginnings of functions that are led through the agent.
+fn writes_of_shims(module: &KnownModule, bias: u64, writes: &[Write]) -> Vec<Write> {
+    /// Where a function's window may begin, behind what marks it as a function.
+    const BEGINNING_BYTES: u64 = 16;
+    let functions = module.shims.iter().filter_map(|shim| module.image.functions().get(shim.function()));
+    let starts: Vec<u64> = functions.map(|function| function.address.wrapping_add(bias)).collect();
+    let is_of_shim = |write: &&Write| {
+        starts.iter().any(|start| write.at.value().checked_sub(*start).is_some_and(|offset| offset < BEGINNING_BYTES))
+    };
+    writes.iter().filter(is_of_shim).copied().collect()
 }
 
 /// Puts a nop where each stub calls an entry. No thread runs the stubs yet.

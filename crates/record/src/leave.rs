@@ -3,10 +3,12 @@
 //! Owns [`Footprint`], everything that was done to a process that the agent was injected into, and the steps of leaving it. All of them are for a time when every
 //! thread stands still; between [`disarm`](Footprint::disarm) and [`lead_out`](Footprint::lead_out) threads may run for a while:
 //!
-//! 1. The code is as it was; whoever is in a stub is moved to the instruction that the stub's stands for. Nobody comes to the agent any more.
+//! 1. The code is as it was; whoever is in a stub is moved to the instruction that the stub's stands for. Nobody comes to the agent any more, but unwinders:
+//!    what they have read from a slot that is hooked they cannot do without us.
 //! 2. Whoever is in the agent leaves it soon. When nobody is: each slot that is hooked gets its return address back, whoever's it is and however long
-//!    that sleeps; shadows say where they are. What else may hold the address of the return code is an unwinder that has just read it, which goes on for a moment.
-//! 3. Threads lose the pointers to their states, and everything is unmapped.
+//!    that sleeps; shadows say where they are. If anything else holds the address of the return code, it is an unwinder that has just read it: then slots are
+//!    hooked again, and it goes on for a moment.
+//! 3. Unwinders are led as they were, threads lose the pointers to their states, and everything is unmapped.
 //!
 //! Invariant: nothing is unmapped as long as anything may lead there (I6).
 
@@ -21,6 +23,7 @@ use trapline_image::Write;
 use trapline_process::quiesce::{OtherProcess, RangeSet};
 
 use crate::{
+    exec::Untraceable,
     inject::Gadgets,
     places::Places,
     remote::Remote,
@@ -29,7 +32,7 @@ use crate::{
         Tid,
         maps::{self, Mapping},
         memory::Memory,
-        ptrace,
+        ptrace, spawn,
     },
     text,
 };
@@ -43,8 +46,10 @@ pub(crate) struct Footprint {
     pub(crate) code: Vec<AddrRange>,
     /// What is mapped beside shadows.
     pub(crate) mapped: Vec<AddrRange>,
-    /// Edits of the program's code.
+    /// Edits of the program's code, but those that follow.
     pub(crate) writes: Vec<Write>,
+    /// Those that lead unwinders through the agent.
+    pub(crate) of_unwinders: Vec<Write>,
     /// Code of its own that makes system calls.
     pub(crate) gadgets: Gadgets,
 }
@@ -64,19 +69,35 @@ const PAGE_BYTES: u64 = 4096;
 const BLOCK_SHADOW_BYTES: u64 = (SHADOW_BYTES / 8) << BLOCK_SHIFT;
 
 impl Footprint {
-    /// Takes all edits of code back.
+    /// Takes edits of code back.
     pub(crate) fn disarm(&mut self, memory: &Memory) -> io::Result<()> {
         text::undo(memory, &mut self.writes).map(drop)
     }
 
-    /// Moves threads out of our code and takes the hooks from their returns. `None` if nothing leads to us any more.
-    pub(crate) fn lead_out(&self, threads: &[Tid], memory: &Memory) -> io::Result<Option<Inside>> {
+    /// Whether a process has all of it mapped.
+    pub(crate) fn is_mapped_in(&self, mappings: &[Mapping]) -> bool {
+        !self.mapped.is_empty() && self.mapped.iter().all(|range| is_mapped(*range, mappings))
+    }
+
+    /// Forgets what was planned and is not mapped.
+    pub(crate) fn keep_what_is_mapped(&mut self, mappings: &[Mapping]) {
+        self.code.retain(|range| is_mapped(*range, mappings));
+        self.mapped.retain(|range| is_mapped(*range, mappings));
+    }
+
+    /// Moves threads out of our code and takes the hooks from their returns. Returns who is still inside; if that is nobody, nothing leads to us any more.
+    pub(crate) fn lead_out(&mut self, threads: &[Tid], memory: &Memory) -> io::Result<Vec<Inside>> {
         let ours = RangeSet::new(self.code.iter().copied());
         let mut places = None;
+        let mut inside = Vec::new();
         for &tid in threads {
             let mut registers = ptrace::registers(tid)?;
             let pc = Addr::new(registers.rip);
             if !ours.contains(pc) {
+                continue;
+            }
+            if self.holds_return_code(&registers) {
+                inside.push(Inside { tid, at: pc });
                 continue;
             }
             let slot = Addr::new(registers.rsp).offset(-8);
@@ -88,13 +109,38 @@ impl Footprint {
                 }
                 places.as_ref().and_then(|places| places.code_at(pc))
             };
-            let Some(to) = to else { return Ok(Some(Inside { tid, at: pc })) };
+            let Some(to) = to else {
+                inside.push(Inside { tid, at: pc });
+                continue;
+            };
             registers.rip = to.value();
             ptrace::set_registers(tid, &registers)?;
         }
-        let Some(&any) = threads.first() else { return Ok(None) };
-        self.unhook(any, memory)?;
-        self.inside(threads, &ours)
+        let Some(&any) = threads.first().filter(|_| inside.is_empty()) else { return Ok(inside) };
+        let slots = self.hooked_slots(any, memory)?;
+        for (slot, return_address) in &slots {
+            memory.write_word(*slot, *return_address)?;
+        }
+        inside.extend(self.inside(threads, &ours)?);
+        if !inside.is_empty() {
+            for (slot, _) in &slots {
+                memory.write_word(*slot, self.agent.return_code.value())?;
+            }
+        } else {
+            text::undo(memory, &mut self.of_unwinders)?;
+        }
+        Ok(inside)
+    }
+
+    /// Whether a register has the address of the return code, or what an unwinder looks for then: the byte before it.
+    fn holds_return_code(&self, registers: &libc::user_regs_struct) -> bool {
+        let now = registers;
+        let general = [
+            now.r15, now.r14, now.r13, now.r12, now.rbp, now.rbx, now.r11, now.r10, now.r9, now.r8, now.rax, now.rcx,
+            now.rdx, now.rsi, now.rdi,
+        ];
+        let return_code = self.agent.return_code;
+        general.iter().any(|word| [return_code, return_code.offset(-1)].contains(&Addr::new(*word)))
     }
 
     /// Whether anything may still come back to us.
@@ -106,26 +152,7 @@ impl Footprint {
         let process = OtherProcess::new(any)?;
         for &tid in threads {
             let registers = ptrace::registers(tid)?;
-            let general = [
-                registers.r15,
-                registers.r14,
-                registers.r13,
-                registers.r12,
-                registers.rbp,
-                registers.rbx,
-                registers.r11,
-                registers.r10,
-                registers.r9,
-                registers.r8,
-                registers.rax,
-                registers.rcx,
-                registers.rdx,
-                registers.rsi,
-                registers.rdi,
-            ];
-            // An unwinder looks for what is before a return address.
-            let is_held = |word: &u64| [return_code, return_code.offset(-1)].contains(&Addr::new(*word));
-            if general.iter().any(is_held) {
+            if self.holds_return_code(&registers) {
                 return Ok(Some(Inside { tid, at: return_code }));
             }
             if let Some(blocker) = process.blocker_of(tid, &registers, &words, ours) {
@@ -147,9 +174,10 @@ impl Footprint {
         Ok(blocks)
     }
 
-    /// Gives every hooked slot its return address back.
-    fn unhook(&self, tid: Tid, memory: &Memory) -> io::Result<()> {
+    /// Every slot that is hooked, and its return address.
+    fn hooked_slots(&self, tid: Tid, memory: &Memory) -> io::Result<Vec<(Addr, u64)>> {
         let pages = File::open(format!("/proc/{tid}/pagemap"))?;
+        let mut slots = Vec::new();
         for block in self.shadowed_blocks(memory)? {
             let shadow = Addr::new(shadow_address(block << BLOCK_SHIFT));
             let stack = Addr::new(block << BLOCK_SHIFT);
@@ -162,24 +190,23 @@ impl Footprint {
                 }
                 let offset = page as u64 * PAGE_BYTES;
                 let shadows = memory.read_vec(shadow.offset(offset.cast_signed()), 4096)?;
-                self.unhook_page(memory, stack.offset((offset / 2).cast_signed()), &shadows)?;
+                self.slots_of_page(memory, stack.offset((offset / 2).cast_signed()), &shadows, &mut slots);
             }
         }
-        Ok(())
+        Ok(slots)
     }
 
-    /// The same, for the part of a stack that a page of shadows is for.
-    fn unhook_page(&self, memory: &Memory, stack: Addr, shadows: &[u8]) -> io::Result<()> {
+    /// The same, of the part of a stack that a page of shadows is for.
+    fn slots_of_page(&self, memory: &Memory, stack: Addr, shadows: &[u8], slots: &mut Vec<(Addr, u64)>) {
         // A stack that is gone has no slots.
-        let Ok(words) = memory.read_vec(stack, shadows.len() / 2) else { return Ok(()) };
+        let Ok(words) = memory.read_vec(stack, shadows.len() / 2) else { return };
         let word = |bytes: &[u8], at: usize| bytes[at..].first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
         for (index, shadow) in shadows.chunks_exact(16).enumerate() {
             let return_address = word(shadow, usize::try_from(SHADOW_RETURN).unwrap_or(0));
             if return_address != 0 && word(&words, index * 8) == self.agent.return_code.value() {
-                memory.write_word(stack.after(index * 8), return_address)?;
+                slots.push((stack.after(index * 8), return_address));
             }
         }
-        Ok(())
     }
 
     /// Has a stopped thread unmap everything. Nothing may lead there any more.
@@ -192,6 +219,61 @@ impl Footprint {
         }
         self.mapped.iter().try_for_each(|range| remote.unmap(range.start, range.len_bytes()))
     }
+}
+
+/// Takes everything out of a process that nobody comes back to.
+pub(crate) fn withdraw(threads: &[Tid], footprint: &Footprint, memory: &Memory) -> Result<(), Untraceable> {
+    for &tid in threads {
+        let mut registers = ptrace::registers(tid)?;
+        registers.gs_base = 0;
+        ptrace::set_registers(tid, &registers)?;
+    }
+    let tid = worker(threads);
+    let known = Some(footprint.gadgets).filter(|gadgets| gadgets.are_there(memory));
+    let found = || Gadgets::find(memory, &maps::read(tid).ok()?, &footprint.code);
+    let gadgets = known
+        .or_else(found)
+        .ok_or_else(|| Untraceable("there is no code in it that makes system calls; our memory stays".to_owned()))?;
+    let mut remote = Remote::by_gadgets(tid, memory, gadgets)?;
+    let unmapped = footprint.unmap(tid, &mut remote, memory);
+    requeue(tid, &remote.finish()?);
+    unmapped?;
+    Ok(())
+}
+
+/// Signals that came to a thread that worked for us.
+pub(crate) fn requeue(tid: Tid, signals: &[i32]) {
+    for signal in signals {
+        spawn::kill(tid, *signal);
+    }
+}
+
+/// Whether a thread is one of the kernel's own in the process (`io_uring`), which never runs its code.
+pub(crate) fn is_kernels(registers: &libc::user_regs_struct) -> bool {
+    registers.rip == 0 && registers.rsp == 0
+}
+
+/// The thread that makes system calls for us: rather one whose own is simply made again.
+pub(crate) fn worker(threads: &[Tid]) -> Tid {
+    const ERESTART_RESTARTBLOCK: i64 = -516;
+    let is_simple = |tid: &&Tid| {
+        ptrace::registers(**tid).is_ok_and(|registers| {
+            !is_kernels(&registers)
+                && (registers.orig_rax.cast_signed() < 0 || registers.rax.cast_signed() != ERESTART_RESTARTBLOCK)
+        })
+    };
+    threads.iter().find(is_simple).or(threads.first()).copied().unwrap_or(0)
+}
+
+/// Whether something is mapped everywhere in a range.
+fn is_mapped(range: AddrRange, mappings: &[Mapping]) -> bool {
+    let mut at = range.start;
+    for mapping in mappings {
+        if mapping.range.contains(at) {
+            at = mapping.range.end;
+        }
+    }
+    at >= range.end
 }
 
 /// The shadow of a slot.

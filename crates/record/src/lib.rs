@@ -21,6 +21,7 @@ mod drain;
 mod error;
 mod exec;
 mod frame;
+mod guard;
 mod inject;
 mod launch;
 mod leave;
@@ -61,6 +62,7 @@ use crate::{
     arm::{Armory, Coverage},
     drain::Drain,
     error::Doing,
+    guard::Guard,
     launch::Program,
     sys::{
         ptrace::Stop,
@@ -168,7 +170,9 @@ pub fn record_running(
     let command: Vec<OsString> = words.map(|word| OsStr::from_bytes(word).to_owned()).collect();
     spawn::ignore_file_limit();
     let writer = writer(&meta(&command, options), options)?;
-    run(writer, options, progress, |tracer| tracer.run_attached(pid, duration))
+    // Before there are other threads.
+    let guard = Guard::start().doing(|| "starting a process".to_owned())?;
+    run(writer, options, progress, |tracer| tracer.run_attached(pid, duration, guard))
 }
 
 fn writer(meta: &Meta, options: &Options) -> Result<Writer, Error> {

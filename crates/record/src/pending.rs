@@ -111,6 +111,11 @@ impl Pending {
         Ok(())
     }
 
+    /// Where code of ours will be mapped.
+    pub(crate) fn planned(&self) -> impl Iterator<Item = AddrRange> {
+        self.to_map.iter().map(|(mapping, _)| AddrRange::new(mapping.at, mapping.len_bytes))
+    }
+
     /// All edits, in order once they are assembled.
     pub(crate) fn edits(&self) -> &[Write] {
         &self.edits

@@ -48,6 +48,11 @@ pub(crate) struct Shimmed {
 }
 
 impl Shimmed {
+    /// Its index among the functions of its file.
+    pub(crate) fn function(&self) -> usize {
+        self.function
+    }
+
     /// For a process that has the agent there.
     pub(crate) fn led_through(&self, agent: &AgentAt) -> Shim {
         let through = match self.kind {

@@ -60,6 +60,8 @@ pub(crate) struct Stubs {
     pub(crate) sites: Vec<ArmedSite>,
     /// What leads to them in the module's code.
     pub(crate) writes: Vec<Write>,
+    /// Those of them that lead unwinders through the agent.
+    pub(crate) of_unwinders: Vec<Write>,
 }
 
 /// Where the agent's entries are.
@@ -190,13 +192,11 @@ impl Space {
     pub(crate) fn footprint(&self) -> Option<Footprint> {
         self.room.as_ref()?;
         let (code, mapped) = (self.code.clone(), self.mapped.clone());
-        Some(Footprint { agent: self.agent, code, mapped, writes: self.all_writes(), gadgets: self.gadgets? })
-    }
-
-    /// All edits of the process's code, as far as its modules are still there.
-    fn all_writes(&self) -> Vec<Write> {
-        let stubs = self.loaded.iter().filter_map(|loaded| self.stubs.get(&loaded.key()));
-        self.writes.iter().chain(stubs.flat_map(|stubs| &stubs.writes)).copied().collect()
+        let stubs = || self.loaded.iter().filter_map(|loaded| self.stubs.get(&loaded.key()));
+        let of_unwinders: Vec<Write> = stubs().flat_map(|stubs| &stubs.of_unwinders).copied().collect();
+        let all = self.writes.iter().chain(stubs().flat_map(|stubs| &stubs.writes));
+        let writes = all.filter(|write| !of_unwinders.contains(write)).copied().collect();
+        Some(Footprint { agent: self.agent, code, mapped, writes, of_unwinders, gadgets: self.gadgets? })
     }
 
     /// What the process has mapped of modules that are in the trace.

@@ -25,6 +25,7 @@ use crate::{
     drain::{Drain, Message, SpaceId},
     error::{Doing, Error},
     exec::{self, Linkers, NewImage, Report, Untraceable},
+    guard::Guard,
     pool::{Pool, Taken},
     remote::Remote,
     sandbox,
@@ -122,6 +123,8 @@ pub(crate) struct Tracer<'a> {
     zombies: HashSet<Tid>,
     /// Signals that people have sent the recorder of a running process.
     heard: Vec<i32>,
+    /// Who leaves processes that run if we cannot.
+    guard: Option<Guard>,
     /// Whether the process ran already when we came. Programs that it executes get the agent as it did.
     is_attached: bool,
     /// Whether processes are being left.
@@ -155,6 +158,7 @@ impl<'a> Tracer<'a> {
             toggler: None,
             zombies: HashSet::new(),
             heard: Vec::new(),
+            guard: None,
             is_attached: false,
             is_leaving: false,
             main: 0,
@@ -373,6 +377,7 @@ impl<'a> Tracer<'a> {
         }
         self.drain.tell(Message::Pool(id, pool));
         self.drain.tell(Message::Process { space: id, pid_inside, pid: tid, process });
+        self.tell_guard(id, tid);
         self.outcome.processes += 1;
         let more = self.add_helper(tid, id);
         Ok([signals, more].concat())
@@ -577,6 +582,7 @@ impl<'a> Tracer<'a> {
                 Ok(found) => signals = found,
                 Err(reason) => self.note_untraced(tid, reason),
             }
+            self.tell_guard(id, thread_group(tid).unwrap_or(tid));
         }
         if let Some(space) = self.spaces.get(&id) {
             space.answer();
@@ -628,7 +634,7 @@ impl<'a> Tracer<'a> {
             if let Some(toggler) = &mut self.toggler {
                 toggler.remove(id);
             }
-            self.drain.tell(Message::SpaceEnded(id));
+            self.let_go(id);
         } else {
             self.drain.tell(Message::ThreadEnded { space: id, tid_inside: task.tid_inside });
         }

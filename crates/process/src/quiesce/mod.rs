@@ -80,7 +80,7 @@ use std::{
 use trapline_engine::Addr;
 
 #[cfg(target_arch = "x86_64")]
-pub use self::other::{OtherProcess, may_start_again};
+pub use self::other::{OtherProcess, may_start_again, stop_process};
 pub use self::{
     inside::{Blocker, How},
     ranges::RangeSet,

@@ -1,9 +1,9 @@
 //! The threads of another process, which its tracer has stopped: are they inside?
 //!
-//! Owns [`OtherProcess`]. A recorder traces its targets for long, and has its own way of stopping them; what it asks about the threads then is
+//! Owns [`OtherProcess`], and [`stop_process`] for who does not trace it for long. A recorder traces its targets for long, and has its own way of stopping them; what it asks about the threads then is
 //! what is asked of one's own, and is answered by the same search. It may allocate: the locks of the target are not its own.
 
-use std::io;
+use std::{io, time::Duration};
 
 use trapline_engine::{Addr, Mode};
 
@@ -11,8 +11,40 @@ use super::{
     RangeSet, Tid,
     inside::{Blocker, Context, Inspector},
     memory_map::{MapsFile, MemoryMap},
+    session::{Failure, Session, State},
 };
-use crate::sys::{memory::OtherMemory, ptrace::Registers, restart};
+use crate::sys::{
+    clock::Moment,
+    memory::OtherMemory,
+    pages::PageVec,
+    procfs::TaskDir,
+    ptrace::Registers,
+    restart,
+    signal::{self, SignalSet},
+};
+
+/// Stops every thread of another process, runs `work` with their numbers, and lets all go on. The calling thread is their tracer meanwhile, and blocks all
+/// signals.
+///
+/// # Errors
+/// Not all of them stood still in time, or they may not be traced. `work` was not called then.
+pub fn stop_process<R>(process: Tid, deadline: Duration, work: impl FnOnce(&[Tid]) -> R) -> io::Result<R> {
+    let tasks = TaskDir::open_other(process)?;
+    let mut threads = PageVec::with_capacity(tasks.count()?.saturating_mul(2).max(64))?;
+    let mask = signal::replace_mask(SignalSet::ALL);
+    let mut session = Session::new(process, &tasks, &mut threads);
+    let stopped = session.stop(Moment::now().after(deadline)).map(|()| {
+        let is_stopped = |thread: &&super::session::Thread| matches!(thread.state, State::Stopped { .. });
+        let threads: Vec<Tid> = session.threads().iter().filter(is_stopped).map(|thread| thread.tid).collect();
+        work(&threads)
+    });
+    session.resume();
+    signal::replace_mask(mask);
+    stopped.map_err(|failure| match failure {
+        Failure::Refused { errno, .. } | Failure::Kernel(errno) => errno.into(),
+        Failure::Unstoppable { .. } | Failure::Unsettled => io::Error::from(io::ErrorKind::TimedOut),
+    })
+}
 
 /// The memory of a process whose threads stand still.
 pub struct OtherProcess {

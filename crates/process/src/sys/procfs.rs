@@ -32,6 +32,12 @@ impl TaskDir {
         Ok(Self { file: File::open("/proc/self/task")? })
     }
 
+    /// Opens the directory of another process. Allocates.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn open_other(process: Tid) -> io::Result<Self> {
+        Ok(Self { file: File::open(format!("/proc/{process}/task"))? })
+    }
+
     /// Calls `visit` with every thread that the kernel lists.
     ///
     /// # Errors

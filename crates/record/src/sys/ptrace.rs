@@ -69,6 +69,11 @@ pub(crate) fn seize(tid: Tid) -> io::Result<()> {
     request(libc::PTRACE_SEIZE, tid, 0, OPTIONS.cast_unsigned() as usize)
 }
 
+/// Has the system calls of a stopped thread be told from signals.
+pub(crate) fn tell_system_calls(tid: Tid) -> io::Result<()> {
+    request(libc::PTRACE_SETOPTIONS, tid, 0, libc::PTRACE_O_TRACESYSGOOD.cast_unsigned() as usize)
+}
+
 /// Makes a thread stop soon, with [`Stop::Interrupted`].
 pub(crate) fn interrupt(tid: Tid) -> io::Result<()> {
     request(libc::PTRACE_INTERRUPT, tid, 0, 0)

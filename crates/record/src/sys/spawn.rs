@@ -170,6 +170,42 @@ impl Drop for Urgent {
     }
 }
 
+/// Forks a child that does `work` and then ends, with the reading end of a pipe whose writing end is ours. It is in a session of its own, has no other descriptor,
+/// and no signal that people send ends it.
+pub(crate) fn fork_reader(work: impl FnOnce(std::fs::File)) -> io::Result<(Tid, std::fs::File)> {
+    let [read, write] = pipe()?;
+    // SAFETY: the child uses the allocator, which the C library makes usable in the child of a fork, and no other lock that another thread could hold.
+    let pid = unsafe { libc::fork() };
+    check(pid.into())?;
+    if pid != 0 {
+        return Ok((pid, write.into()));
+    }
+    // SAFETY: never fails in a child that has just begun.
+    unsafe { libc::setsid() };
+    for signal in [libc::SIGINT, libc::SIGQUIT, libc::SIGTERM, libc::SIGHUP, libc::SIGPIPE] {
+        // SAFETY: no handler is set.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
+    }
+    drop(write);
+    let kept = read.as_raw_fd().cast_unsigned();
+    // Whoever waits for the end of our output shall not wait for this child.
+    for (first, last) in [(0, kept.wrapping_sub(1)), (kept + 1, u32::MAX)] {
+        if first <= last {
+            // SAFETY: nobody in this process uses them any more.
+            unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+        }
+    }
+    work(read.into());
+    // SAFETY: ends the child without running what the parent registered.
+    unsafe { libc::_exit(0) }
+}
+
+/// Waits for a child to end.
+pub(crate) fn wait_for_end(pid: Tid) {
+    // SAFETY: no status is asked for. It fails where the child has been seen to end already.
+    unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) };
+}
+
 /// Where the recorder hears of its children and of signals that people send it.
 #[derive(Debug)]
 pub(crate) struct Inbox {

@@ -30,8 +30,9 @@ use crate::{
     drain::{Message, SpaceId},
     error::{Doing, Error},
     exec::{self, NewImage, Untraceable},
+    guard::Guard,
     inject::{Gadgets, Layout, ThreadRoom},
-    leave::Inside,
+    leave::{self, Footprint, Inside, is_kernels, requeue, worker},
     pending::Pending,
     places::Places,
     pool::Pool,
@@ -48,11 +49,15 @@ const PATIENCE: (Duration, Duration) = (Duration::from_millis(100), Duration::fr
 /// How long it is tried again to come or to leave.
 const PERSISTENCE: Duration = Duration::from_secs(20);
 
+/// How long those who are inside are let go on alone, while all others stand still.
+const NUDGING: Duration = Duration::from_millis(12);
+
 /// Between two attempts, the first time and at most.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(200));
 
 /// Everything that was prepared for one process.
 struct Plan {
+    id: SpaceId,
     /// `None` once it is done.
     pending: Option<Pending>,
     space: Space,
@@ -64,9 +69,15 @@ struct Plan {
 
 impl Tracer<'_> {
     /// Records a process that runs, and what comes from it, until it ends, somebody wants us to end, or `duration` has passed.
-    pub(crate) fn run_attached(mut self, pid: Tid, duration: Option<Duration>) -> Result<(Outcome, Armory), Error> {
+    pub(crate) fn run_attached(
+        mut self,
+        pid: Tid,
+        duration: Option<Duration>,
+        guard: Guard,
+    ) -> Result<(Outcome, Armory), Error> {
         self.main = pid;
         self.is_attached = true;
+        self.guard = Some(guard);
         let process = self.new_process(pid, None, How::Attached);
         self.seize_all(pid, process)?;
         self.arm_running(pid, process)?;
@@ -84,7 +95,7 @@ impl Tracer<'_> {
 
     /// Sees to what happens, until a moment or something that people have sent.
     fn attend(&mut self, until: Instant) -> Result<(), Error> {
-        while self.heard.is_empty() {
+        while self.heard.is_empty() && !self.tasks.is_empty() {
             match ptrace::poll_any() {
                 Ok(Some((tid, stop))) => self.stopped(tid, stop),
                 Ok(None) => {
@@ -144,6 +155,7 @@ impl Tracer<'_> {
                 return Err(refused(Refusal::Ended));
             }
             let mut plan = plan.map_err(not_traceable)?;
+            let id = plan.id;
             self.seize_all(pid, process)?;
             if let Some(still) = self.stop(Crowd::Process(process), patience) {
                 if let Some(thread) = user_of_segment(&still) {
@@ -166,6 +178,9 @@ impl Tracer<'_> {
                     }
                 }
                 self.resume_all(&still);
+            }
+            if let Some(guard) = &self.guard {
+                guard.let_go(id);
             }
             if !self.tasks.values().any(|task| task.process == process) {
                 return Err(refused(Refusal::Ended));
@@ -215,7 +230,22 @@ impl Tracer<'_> {
             hooked => hooked?,
         }
         pending.assemble()?;
-        Ok(Plan { pending: Some(pending), space, layout, base, objects })
+        let id = SpaceId(self.next_space);
+        self.next_space += 1;
+        if let Some(guard) = &self.guard {
+            let areas: Vec<AddrRange> = pending.planned().collect();
+            let agent_range = AddrRange::new(base, layout.len_bytes);
+            let room = space.room.as_ref().map(|room| room.range);
+            let code = [&[layout.code(base)], &areas[..]].concat();
+            let mapped = [&[agent_range], room.as_slice(), &areas].concat();
+            let of_unwinders: Vec<Write> =
+                space.stubs.values().flat_map(|stubs| &stubs.of_unwinders).copied().collect();
+            let writes = pending.edits().iter().filter(|edit| !of_unwinders.contains(edit)).copied().collect();
+            let footprint = Footprint { agent, code, mapped, writes, of_unwinders, gadgets };
+            let pid = super::thread_group(tid).unwrap_or(tid);
+            guard.hold(id, pid, &footprint);
+        }
+        Ok(Plan { id, pending: Some(pending), space, layout, base, objects })
     }
 
     /// A thread of a process whose memory can be read.
@@ -227,7 +257,7 @@ impl Tracer<'_> {
 
     /// Does what was prepared. `Ok(false)` if it is worth to try again, and then nothing was changed: a thread is in the way that will not be there for long.
     fn carry_out(&mut self, threads: &[Tid], plan: &mut Plan, is_last: bool) -> Result<bool, Untraceable> {
-        let Plan { pending, space, layout, base, .. } = plan;
+        let Plan { id, pending, space, layout, base, .. } = plan;
         let (Some(memory), Some(pool), Some(gadgets)) = (space.memory.clone(), space.pool.clone(), space.gadgets)
         else {
             return Ok(false);
@@ -268,6 +298,9 @@ impl Tracer<'_> {
             return Err(reason);
         }
         requeue(tid, &remote.finish()?);
+        if let Some(guard) = &self.guard {
+            guard.extend(*id, &space.code, &space.mapped);
+        }
         for &tid in threads {
             give_pointer(tid, space, &mut self.tasks)?;
         }
@@ -285,8 +318,7 @@ impl Tracer<'_> {
 
     /// The process is armed, and its threads stand still.
     fn armed(&mut self, pid: Tid, threads: &[Tid], plan: Plan, process: u32) {
-        let id = SpaceId(self.next_space);
-        self.next_space += 1;
+        let id = plan.id;
         let mut space = plan.space;
         space.tasks = threads.len();
         if let Some(pool) = &space.pool {
@@ -308,10 +340,14 @@ impl Tracer<'_> {
         image.clean_code(memory)?;
         let Some(process) = self.tasks.get(&tid).map(|task| task.process) else { return Ok(()) };
         let mut plan = self.plan(process)?;
-        if self.carry_out(&[tid], &mut plan, true)? {
+        let id = plan.id;
+        let is_armed = self.carry_out(&[tid], &mut plan, true);
+        if is_armed.as_ref().is_ok_and(|is_armed| *is_armed) {
             self.armed(tid, &[tid], plan, process);
+        } else if let Some(guard) = &self.guard {
+            guard.let_go(id);
         }
-        Ok(())
+        is_armed.map(drop)
     }
 
     /// Lets those go that are loading a new program.
@@ -356,7 +392,23 @@ impl Tracer<'_> {
             if let Some(pool) = &space.pool {
                 pool.close();
             }
-            self.drain.tell(Message::SpaceEnded(id));
+            self.let_go(id);
+        }
+    }
+
+    /// Nobody uses a memory any more, or it is left.
+    pub(super) fn let_go(&self, id: SpaceId) {
+        self.drain.tell(Message::SpaceEnded(id));
+        if let Some(guard) = &self.guard {
+            guard.let_go(id);
+        }
+    }
+
+    /// Tells the guard what a process has of ours now.
+    pub(super) fn tell_guard(&self, id: SpaceId, pid: Tid) {
+        let footprint = self.spaces.get(&id).and_then(Space::footprint);
+        if let (Some(guard), Some(footprint)) = (&self.guard, footprint) {
+            guard.hold(id, pid, &footprint);
         }
     }
 
@@ -370,21 +422,26 @@ impl Tracer<'_> {
                 self.forget_space(id);
                 return Ok(());
             };
-            if let Some(still) = self.stop(Crowd::Space(id), patience) {
-                let threads = still.threads();
-                let is_clear = footprint.disarm(&memory).and_then(|()| footprint.lead_out(&threads, &memory));
-                match is_clear {
-                    Ok(None) => {
-                        if let Err(error) = withdraw(&threads, &footprint, &memory) {
+            if let Some(mut still) = self.stop(Crowd::Space(id), patience) {
+                let stopped = Instant::now();
+                let is_disarmed = footprint.disarm(&memory).is_ok();
+                while is_disarmed {
+                    let threads = still.threads();
+                    // An error means that a thread was killed: the whole process is about to end.
+                    let Ok(still_inside) = footprint.lead_out(&threads, &memory) else { break };
+                    let Some(first) = still_inside.first() else {
+                        if let Err(error) = leave::withdraw(&threads, &footprint, &memory) {
                             self.outcome.left.push(error.0);
                         }
                         self.release_all(&still);
                         self.forget_space(id);
                         return Ok(());
+                    };
+                    inside = *first;
+                    let tids: Vec<Tid> = still_inside.iter().map(|inside| inside.tid).collect();
+                    if stopped.elapsed() > NUDGING || !self.nudge(&mut still, &tids, patience) {
+                        break;
                     }
-                    Ok(Some(found)) => inside = found,
-                    // A thread was killed: the whole process is about to end.
-                    Err(_) => {}
                 }
                 self.resume_all(&still);
             }
@@ -409,26 +466,6 @@ impl Tracer<'_> {
     }
 }
 
-/// Takes everything out of a process that nobody comes back to.
-fn withdraw(threads: &[Tid], footprint: &crate::leave::Footprint, memory: &Memory) -> Result<(), Untraceable> {
-    for &tid in threads {
-        let mut registers = ptrace::registers(tid)?;
-        registers.gs_base = 0;
-        ptrace::set_registers(tid, &registers)?;
-    }
-    let tid = worker(threads);
-    let known = Some(footprint.gadgets).filter(|gadgets| gadgets.are_there(memory));
-    let found = || Gadgets::find(memory, &maps::read(tid).ok()?, &footprint.code);
-    let gadgets = known
-        .or_else(found)
-        .ok_or_else(|| Untraceable("there is no code in it that makes system calls; our memory stays".to_owned()))?;
-    let mut remote = Remote::by_gadgets(tid, memory, gadgets)?;
-    let unmapped = footprint.unmap(tid, &mut remote, memory);
-    requeue(tid, &remote.finish()?);
-    unmapped?;
-    Ok(())
-}
-
 /// Gives a stopped thread a pointer to its state.
 fn give_pointer(
     tid: Tid,
@@ -449,34 +486,10 @@ fn give_pointer(
     Ok(())
 }
 
-/// Whether a thread is one of the kernel's own in the process (`io_uring`), which never runs its code.
-fn is_kernels(registers: &libc::user_regs_struct) -> bool {
-    registers.rip == 0 && registers.rsp == 0
-}
-
-/// Signals that came to a thread that worked for us.
-fn requeue(tid: Tid, signals: &[i32]) {
-    for signal in signals {
-        spawn::kill(tid, *signal);
-    }
-}
-
 /// A thread that has a use for the segment whose base is to be the pointer to its state.
 fn user_of_segment(still: &Still) -> Option<Tid> {
     let uses = |tid: &Tid| ptrace::registers(*tid).is_ok_and(|registers| registers.gs_base != 0 || registers.gs != 0);
     still.threads().into_iter().find(uses)
-}
-
-/// The thread that makes system calls for us: rather one whose own is simply made again.
-fn worker(threads: &[Tid]) -> Tid {
-    const ERESTART_RESTARTBLOCK: i64 = -516;
-    let is_simple = |tid: &&Tid| {
-        ptrace::registers(**tid).is_ok_and(|registers| {
-            !is_kernels(&registers)
-                && (registers.orig_rax.cast_signed() < 0 || registers.rax.cast_signed() != ERESTART_RESTARTBLOCK)
-        })
-    };
-    threads.iter().find(is_simple).or(threads.first()).copied().unwrap_or(0)
 }
 
 /// The edit that has an address between its first byte and its end.

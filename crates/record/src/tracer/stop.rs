@@ -88,27 +88,52 @@ impl Tracer<'_> {
                 let _ = ptrace::interrupt(*tid);
             }
         }
-        loop {
-            let mut members = self.tasks.iter().filter(|(_, task)| crowd.has(task)).peekable();
-            members.peek()?;
-            if members.all(|(tid, _)| still.parked.contains_key(tid) || self.zombies.contains(tid)) {
-                return (!still.parked.is_empty()).then_some(still);
+        if self.settle(&mut still, since + patience) {
+            return (!still.parked.is_empty()).then_some(still);
+        }
+        self.resume_all(&still);
+        None
+    }
+
+    /// Lets some of a crowd go on for a moment, while the others stand still. Returns whether all do again.
+    pub(super) fn nudge(&mut self, still: &mut Still, tids: &[Tid], patience: Duration) -> bool {
+        const MOMENT: Duration = Duration::from_micros(200);
+        for tid in tids {
+            if let Some(Parked::With(signal)) = still.parked.get(tid).copied() {
+                still.parked.remove(tid);
+                // Who is gone is reported.
+                let _ = ptrace::resume(*tid, signal);
             }
-            let left = patience.checked_sub(since.elapsed());
+        }
+        std::thread::sleep(MOMENT);
+        for tid in tids {
+            let _ = ptrace::interrupt(*tid);
+        }
+        self.settle(still, Instant::now() + patience)
+    }
+
+    /// Waits until all of a crowd stand still that were interrupted. Returns whether they do in time.
+    fn settle(&mut self, still: &mut Still, until: Instant) -> bool {
+        loop {
+            let crowd = still.crowd;
+            let mut members = self.tasks.iter().filter(|(_, task)| crowd.has(task)).peekable();
+            if members.peek().is_none() {
+                return true;
+            }
+            if members.all(|(tid, _)| still.parked.contains_key(tid) || self.zombies.contains(tid)) {
+                return true;
+            }
+            let left = until.checked_duration_since(Instant::now());
             match (ptrace::poll_any(), left) {
-                (Ok(Some((tid, stop))), _) => self.park(&mut still, tid, stop),
+                (Ok(Some((tid, stop))), _) => self.park(still, tid, stop),
                 (Ok(None), Some(left)) => {
                     // Rounded up: a wait for nothing is none.
                     let left = left + Duration::from_millis(1);
-                    let left = left.min(LOOK_AROUND);
-                    let heard = self.inbox.wait(left).unwrap_or_default();
+                    let heard = self.inbox.wait(left.min(LOOK_AROUND)).unwrap_or_default();
                     self.heard.extend(heard);
-                    self.find_zombies(&still);
+                    self.find_zombies(still);
                 }
-                _ => {
-                    self.resume_all(&still);
-                    return None;
-                }
+                _ => return false,
             }
         }
     }

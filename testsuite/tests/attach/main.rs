@@ -1,0 +1,194 @@
+//! Programs that run already are recorded for a moment, again and again, and left as they were.
+//!
+//! Each does one thing all the time, and checks its results itself. After each recording the process is compared with what it was: its code with the files,
+//! mappings, threads, descriptors, masks and handlers of signals, memory. `TRAPLINE_ATTACHES` sets how often (1,000 of `calls` is the full measure),
+//! `TRAPLINE_KILLS` the kills. How long threads stood still is printed, and not judged.
+
+mod refused;
+
+use std::{env, fs, time::Instant};
+
+use trapline_testsuite::{
+    program::{Library, Optimised, Program},
+    run::{self, Command, End, Outcome, Running},
+    scratch::Scratch,
+    snapshot::Snapshot,
+    trapline,
+};
+
+/// Recordings of each program.
+const ATTACHES: u64 = 5;
+
+/// Kills of the recorder.
+const KILLS: u64 = 5;
+
+fn number(name: &str, usual: u64) -> u64 {
+    env::var(name).ok().and_then(|number| number.parse().ok()).unwrap_or(usual)
+}
+
+/// A program that runs.
+struct Target {
+    scratch: Scratch,
+    running: Running,
+}
+
+impl Target {
+    fn start(program: &Program, arguments: &[&str]) -> Self {
+        let scratch = Scratch::new();
+        let mut words = program.build(Optimised::Yes, scratch.path());
+        words.splice(1..1, arguments.iter().map(Into::into));
+        let running = Command::new(&words, scratch.path()).patience(run::PATIENCE * 60).start();
+        run::wait_for(&scratch.join("ready"));
+        Self { scratch, running }
+    }
+
+    /// The command that records it.
+    fn recorder(&self, options: &[&str]) -> Command {
+        let pid = self.running.pid.to_string();
+        let trace = self.scratch.join("trace");
+        let mut words = vec![trapline::path().to_owned(), "record".into(), "-p".into(), pid.into(), "-o".into(), trace];
+        words.extend(options.iter().map(Into::into));
+        Command::new(&words, self.scratch.path())
+    }
+
+    /// Records it for a moment.
+    fn record(&self, options: &[&str]) -> Outcome {
+        self.recorder(&[&["--duration", "0.02"], options].concat()).run()
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        Snapshot::of(self.running.pid)
+    }
+
+    /// Has it end, and say whether all was right.
+    fn finish(self) {
+        fs::write(self.scratch.join("over"), "").expect("a folder of our own");
+        run::signal("TERM", &self.running.pid.to_string());
+        let outcome = self.running.finish();
+        let said = (outcome.end, outcome.text(), outcome.error_text());
+        assert_eq!(said, (End::Status(7), "right\n".to_owned(), String::new()));
+    }
+}
+
+/// The longest stop that a recording tells of, in milliseconds.
+fn longest_stop(outcome: &Outcome) -> Option<f64> {
+    let text = outcome.error_text();
+    let line = text.lines().find(|line| line.contains("stood still"))?;
+    line.split_once("for ")?.1.split_whitespace().next()?.parse().ok()
+}
+
+/// Records a program many times.
+fn check(program: &Program, arguments: &[&str], is_steady: bool, options: &[&str]) {
+    let target = Target::start(program, arguments);
+    let before = target.snapshot();
+    let mut stops = Vec::new();
+    for round in 0..number("TRAPLINE_ATTACHES", ATTACHES) {
+        let outcome = target.record(options);
+        assert_eq!(outcome.end, End::Status(0), "round {round}: {}", outcome.error_text());
+        assert!(outcome.error_text().contains("of 1 process") || !is_steady, "{}", outcome.error_text());
+        stops.extend(longest_stop(&outcome));
+        assert_eq!(target.snapshot().complaints(&before, is_steady), Vec::<String>::new(), "round {round}");
+    }
+    target.finish();
+    stops.sort_by(f64::total_cmp);
+    let (median, longest) = (stops[stops.len() / 2], stops[stops.len() - 1]);
+    println!(
+        "{arguments:?} {options:?}: stood still for {median:.2} ms (median), {longest:.2} ms (maximum of {})",
+        stops.len()
+    );
+}
+
+const ATTACHED: Program = Program::of(&["attached.cpp"]);
+
+#[test]
+fn hot_calls() {
+    check(&ATTACHED, &["calls", "4"], true, &[]);
+}
+
+#[test]
+fn hot_calls_with_libraries() {
+    check(&ATTACHED, &["calls", "4"], true, &["--lib", "*"]);
+}
+
+#[test]
+fn exceptions_all_the_time() {
+    check(&ATTACHED, &["throws", "4"], true, &["--lib", "libstdc++*", "--lib", "libgcc_s*"]);
+}
+
+#[test]
+fn panics_all_the_time() {
+    check(&Program::of(&["attached_panics.rs"]), &[], true, &[]);
+}
+
+#[test]
+fn four_hundred_threads() {
+    check(&ATTACHED, &["calls", "400"], true, &[]);
+}
+
+#[test]
+fn threads_that_block_all_signals() {
+    check(&ATTACHED, &["blocked", "4"], true, &[]);
+}
+
+#[test]
+fn threads_asleep_in_system_calls() {
+    check(&ATTACHED, &["sleeps", "15"], true, &[]);
+}
+
+#[test]
+fn system_calls_all_the_time() {
+    check(&ATTACHED, &["asks", "2"], true, &["--lib", "libc.so*"]);
+}
+
+#[test]
+fn libraries_and_children_come_and_go() {
+    check(&ATTACHED.library(Library::Argument), &["changes", "4"], false, &[]);
+}
+
+#[test]
+fn a_process_whose_recorder_is_killed_is_left_as_it_was() {
+    let target = Target::start(&ATTACHED, &["calls", "4"]);
+    let before = target.snapshot();
+    for round in 0..number("TRAPLINE_KILLS", KILLS) {
+        let recorder = target.recorder(&[]).start();
+        // From before it is armed to some time after.
+        let moment = std::time::Duration::from_millis(round * 37 % 400);
+        let begun = Instant::now();
+        while begun.elapsed() < moment && !recorder.has_ended() {
+            std::thread::yield_now();
+        }
+        run::signal("KILL", &recorder.pid.to_string());
+        let killed = Instant::now();
+        let deadline = killed + run::PATIENCE;
+        loop {
+            let complaints = target.snapshot().complaints(&before, true);
+            if complaints.is_empty() {
+                break;
+            }
+            assert!(Instant::now() < deadline, "round {round}: {complaints:?}");
+        }
+        println!("killed after {moment:?}: left after {:?}", killed.elapsed());
+        recorder.finish();
+    }
+    target.finish();
+}
+
+#[test]
+fn a_process_that_is_being_recorded_is_told_from_one_that_is_not() {
+    let target = Target::start(&ATTACHED, &["calls", "4"]);
+    let before = target.snapshot();
+    let recorder = target.recorder(&[]).start();
+    let deadline = Instant::now() + run::PATIENCE;
+    loop {
+        let complaints = target.snapshot().complaints(&before, true);
+        let has = |text: &str| complaints.iter().any(|complaint| complaint.contains(text));
+        if has("its code is changed") && has("was not mapped") && has("signals: ") && has("KiB of addresses") {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{complaints:?}");
+    }
+    run::signal("INT", &recorder.pid.to_string());
+    assert_eq!(recorder.finish().end, End::Status(0));
+    assert_eq!(target.snapshot().complaints(&before, true), Vec::<String>::new());
+    target.finish();
+}
