@@ -40,6 +40,9 @@ extern "C" __attribute__((noinline)) uint64_t deeper(int levels, uint64_t x) {
     return result + 1;
 }
 
+// Whether threads rest between calls: hundreds of them would keep everybody else from running.
+static bool is_paced;
+
 static void *calls(void *seed) {
     uint64_t x = reinterpret_cast<uint64_t>(seed);
     while (!is_over) {
@@ -48,6 +51,8 @@ static void *calls(void *seed) {
             fail("a result");
         x = expected;
         rounds++;
+        if (is_paced)
+            usleep(20000);
     }
     return nullptr;
 }
@@ -162,6 +167,7 @@ int main(int count, char **words) {
         return 2;
     std::string way = words[1];
     long threads = atol(words[2]);
+    is_paced = way == "paced";
     library = count > 3 ? words[3] : nullptr;
     sigset_t set;
     sigemptyset(&set);

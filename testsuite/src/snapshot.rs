@@ -27,6 +27,17 @@ pub struct Snapshot {
     resident_kib: u64,
 }
 
+/// What a program changes itself all the time.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Own {
+    /// Nothing that can be seen.
+    Nothing,
+    /// Its heap.
+    Memory,
+    /// Its libraries, threads, or children, too.
+    Everything,
+}
+
 /// How much more memory a process may have resident: its own stacks and heaps come and go.
 const TOLERANCE_KIB: u64 = 8 << 10;
 
@@ -70,21 +81,26 @@ impl Snapshot {
         }
     }
 
-    /// What is there now that was not there before, or the other way round. With `is_steady`, the program itself maps and opens nothing meanwhile.
-    pub fn complaints(&self, before: &Self, is_steady: bool) -> Vec<String> {
+    /// What is there now that was not there before, or the other way round. `own` is what the program changes itself.
+    pub fn complaints(&self, before: &Self, own: Own) -> Vec<String> {
         let mut complaints = self.changed_code.clone();
         for (start, end, access, path) in &self.mappings {
-            if path.contains("trapline") {
+            if path.contains("memfd:trapline") {
                 complaints.push(format!("{start:x}-{end:x} {access} {path} is mapped"));
             }
         }
-        if is_steady {
+        if own == Own::Nothing {
             for mapping in self.mappings.iter().filter(|mapping| !before.mappings.contains(mapping)) {
                 complaints.push(format!("{mapping:x?} was not mapped"));
             }
             for mapping in before.mappings.iter().filter(|mapping| !self.mappings.contains(mapping)) {
                 complaints.push(format!("{mapping:x?} is not mapped any more"));
             }
+            if self.virtual_kib != before.virtual_kib {
+                complaints.push(format!("{} KiB of addresses and before: {}", self.virtual_kib, before.virtual_kib));
+            }
+        }
+        if own != Own::Everything {
             let pairs = [("threads", format!("{:?}", self.threads), format!("{:?}", before.threads))];
             let descriptors = [("descriptors", format!("{:?}", self.descriptors), format!("{:?}", before.descriptors))];
             let signals = [("signals", format!("{:?}", self.signals), format!("{:?}", before.signals))];
@@ -92,9 +108,6 @@ impl Snapshot {
                 if now != then {
                     complaints.push(format!("{what}: {now} and before: {then}"));
                 }
-            }
-            if self.virtual_kib != before.virtual_kib {
-                complaints.push(format!("{} KiB of addresses and before: {}", self.virtual_kib, before.virtual_kib));
             }
         }
         if self.resident_kib > before.resident_kib + TOLERANCE_KIB {

@@ -202,8 +202,8 @@ fn watch(mut pipe: File) {
     }
     // The recorder is gone.
     let mut pids: Vec<Tid> = held.values().map(|held| held.pid).collect();
-    for held in held.values_mut() {
-        leave(held.pid, &mut held.footprint);
+    for held in held.values() {
+        leave(held.pid, held.footprint.clone());
     }
     // Children that were started meanwhile have a copy of everything.
     loop {
@@ -212,8 +212,8 @@ fn watch(mut pipe: File) {
             return;
         }
         for (pid, id) in copies {
-            if let Some(held) = held.get_mut(&id) {
-                leave(pid, &mut held.footprint);
+            if let Some(held) = held.get(&id) {
+                leave(pid, held.footprint.clone());
             }
             pids.push(pid);
         }
@@ -234,12 +234,12 @@ fn copies_of(held: &BTreeMap<u64, Held>, known: &[Tid]) -> Vec<(Tid, u64)> {
 }
 
 /// Leaves a process, as soon as nobody is in the agent.
-fn leave(pid: Tid, footprint: &mut Footprint) {
+fn leave(pid: Tid, mut footprint: Footprint) {
     let started = Instant::now();
     let mut pause = PAUSE;
     while started.elapsed() < PERSISTENCE {
         let Ok(memory) = Memory::open(pid) else { return };
-        let left = stop_process(pid, PATIENCE, |threads| try_to_leave(threads, footprint, &memory));
+        let left = stop_process(pid, PATIENCE, |threads| try_to_leave(threads, &mut footprint, &memory));
         match left {
             Ok(Ok(true)) => return,
             Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => return,

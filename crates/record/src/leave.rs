@@ -71,7 +71,9 @@ const BLOCK_SHADOW_BYTES: u64 = (SHADOW_BYTES / 8) << BLOCK_SHIFT;
 impl Footprint {
     /// Takes edits of code back.
     pub(crate) fn disarm(&mut self, memory: &Memory) -> io::Result<()> {
-        text::undo(memory, &mut self.writes).map(drop)
+        text::undo(memory, &mut self.writes)?;
+        self.writes.clear();
+        Ok(())
     }
 
     /// Whether a process has all of it mapped.
@@ -122,12 +124,12 @@ impl Footprint {
             memory.write_word(*slot, *return_address)?;
         }
         inside.extend(self.inside(threads, &ours)?);
-        if !inside.is_empty() {
+        if inside.is_empty() {
+            text::undo(memory, &mut self.of_unwinders)?;
+        } else {
             for (slot, _) in &slots {
                 memory.write_word(*slot, self.agent.return_code.value())?;
             }
-        } else {
-            text::undo(memory, &mut self.of_unwinders)?;
         }
         Ok(inside)
     }

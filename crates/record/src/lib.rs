@@ -1,6 +1,6 @@
-//! The recorder: launches a program, arms its functions before they run, and drains what they record into a trace file.
+//! The recorder: launches a program, or joins one that runs, arms its functions, and drains what they record into a trace file.
 //!
-//! Owns [`record`] and its [`Options`]. Data flows one way:
+//! Owns [`record`], [`record_running`] and their [`Options`]. Data flows one way:
 //!
 //! ```text
 //! launch -> tracer (ptrace) -> exec: agent preloaded -> arm: image, stubs, sites -> the target runs

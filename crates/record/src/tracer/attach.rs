@@ -424,11 +424,11 @@ impl Tracer<'_> {
             };
             if let Some(mut still) = self.stop(Crowd::Space(id), patience) {
                 let stopped = Instant::now();
-                let is_disarmed = footprint.disarm(&memory).is_ok();
-                while is_disarmed {
+                loop {
                     let threads = still.threads();
+                    let led = footprint.disarm(&memory).and_then(|()| footprint.lead_out(&threads, &memory));
                     // An error means that a thread was killed: the whole process is about to end.
-                    let Ok(still_inside) = footprint.lead_out(&threads, &memory) else { break };
+                    let Ok(still_inside) = led else { break };
                     let Some(first) = still_inside.first() else {
                         if let Err(error) = leave::withdraw(&threads, &footprint, &memory) {
                             self.outcome.left.push(error.0);
