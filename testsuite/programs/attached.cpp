@@ -22,6 +22,7 @@
 
 static std::atomic<bool> is_over{false};
 static std::atomic<uint64_t> rounds{0};
+static std::atomic<long> begun{0};
 static const char *library;
 
 static void fail(const char *what) {
@@ -122,10 +123,9 @@ static void *sleeps(void *number) {
             sigset_t set;
             sigemptyset(&set);
             sigaddset(&set, SIGUSR2);
-            // Sent to the process at the end.
+            // Sent to the thread at the end.
             errno = 0;
-            // At the end, one that was sent to another thread wakes it as well.
-            if (sigtimedwait(&set, nullptr, &time) == SIGUSR2 || is_over)
+            if (sigtimedwait(&set, nullptr, &time) == SIGUSR2)
                 break;
             fail("sigtimedwait");
         }
@@ -162,6 +162,17 @@ static void *forks(void *) {
     return nullptr;
 }
 
+struct Work {
+    void *(*what)(void *);
+    void *with;
+};
+
+static void *begin(void *given) {
+    Work work = *static_cast<Work *>(given);
+    begun++;
+    return work.what(work.with);
+}
+
 int main(int count, char **words) {
     if (count < 3)
         return 2;
@@ -182,6 +193,7 @@ int main(int count, char **words) {
         pthread_sigmask(SIG_BLOCK, &all, nullptr);
     }
     std::vector<pthread_t> started(static_cast<size_t>(threads));
+    std::vector<Work> works(static_cast<size_t>(threads));
     for (long number = 0; number < threads; number++) {
         auto work = way == "throws" ? throws : way == "asks" ? asks : way == "sleeps" ? sleeps : calls;
         if (way == "changes")
@@ -189,10 +201,12 @@ int main(int count, char **words) {
         pthread_attr_t attributes;
         pthread_attr_init(&attributes);
         pthread_attr_setstacksize(&attributes, 256 << 10);
-        if (pthread_create(&started[static_cast<size_t>(number)], &attributes, work, reinterpret_cast<void *>(number + 1)) != 0)
+        Work &own = works[static_cast<size_t>(number)];
+        own = {work, reinterpret_cast<void *>(number + 1)};
+        if (pthread_create(&started[static_cast<size_t>(number)], &attributes, begin, &own) != 0)
             fail("pthread_create");
     }
-    while (rounds < static_cast<uint64_t>(threads))
+    while (begun < threads || rounds < static_cast<uint64_t>(threads))
         sched_yield();
     close(open("ready", O_CREAT | O_WRONLY | O_CLOEXEC, 0600));
     int signal = 0;
@@ -207,8 +221,8 @@ int main(int count, char **words) {
         if (write(wake[1], "x", 1) != 1)
             fail("write");
         sem_post(&semaphore);
-        if (number % 5 == 3)
-            kill(getpid(), SIGUSR2);
+        // Each its own: one that waits for a process is one, however often it was sent.
+        pthread_kill(started[static_cast<size_t>(number)], SIGUSR2);
     }
     // Those that only look at the pipe need a byte that stays.
     if (write(wake[1], "xxxx", 4) != 4)

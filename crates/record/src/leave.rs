@@ -12,7 +12,7 @@
 //!
 //! Invariant: nothing is unmapped as long as anything may lead there (I6).
 
-use std::{fs::File, io, os::unix::fs::FileExt};
+use std::{collections::HashMap, fs::File, io, os::unix::fs::FileExt};
 
 use trapline_abi::{
     agent::{SHADOW_ENTRIES, SHADOW_MAPPED, SHADOW_STATE_BITS},
@@ -195,7 +195,20 @@ impl Footprint {
                 self.slots_of_page(memory, stack.offset((offset / 2).cast_signed()), &shadows, &mut slots);
             }
         }
+        Self::correct_contexts(&mut slots, memory);
         Ok(slots)
+    }
+
+    /// An unwinder may have read a slot, and have put what it read where a slot was that has long returned: there is a shadow, of that. Such a word is in
+    /// libgcc's `_Unwind_Context`, `ra`, and the word before it is `cfa`, which says which slot was read.
+    fn correct_contexts(slots: &mut [(Addr, u64)], memory: &Memory) {
+        let known: HashMap<Addr, u64> = slots.iter().copied().collect();
+        for (word, return_address) in slots {
+            let Ok(cfa) = memory.read_word(word.offset(-8)) else { continue };
+            if let Some(right) = known.get(&Addr::new(cfa).offset(-8)) {
+                *return_address = *right;
+            }
+        }
     }
 
     /// The same, of the part of a stack that a page of shadows is for.
