@@ -250,9 +250,15 @@ impl Tracer<'_> {
 
     /// A thread of a process whose memory can be read.
     fn some_thread(&self, process: u32) -> Result<Tid, Untraceable> {
-        let mut threads =
-            self.tasks.iter().filter(|(tid, task)| task.process == process && !self.zombies.contains(tid));
-        threads.next().map(|(tid, _)| *tid).ok_or_else(|| Untraceable("it has ended".to_owned()))
+        let of_process = |(tid, task): (&Tid, &Task)| (task.process == process).then_some(*tid);
+        let runs = |tid: &Tid| {
+            super::status_field(*tid, "State:").is_some_and(|state| !state.starts_with(['Z', 'X']))
+                && !self.zombies.contains(tid)
+        };
+        let threads = self.tasks.iter().filter_map(of_process).filter(runs);
+        // The first one: it is rare that this ends before the others, which come and go in some programs.
+        let thread = threads.min_by_key(|tid| super::thread_group(*tid) != Some(*tid));
+        thread.ok_or_else(|| Untraceable("it has ended".to_owned()))
     }
 
     /// Does what was prepared. `Ok(false)` if it is worth to try again, and then nothing was changed: a thread is in the way that will not be there for long.
