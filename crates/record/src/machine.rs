@@ -1,7 +1,7 @@
 //! What of a machine is in the way of recording programs on it.
 //!
 //! Owns [`look`], which tries out what the recorder needs, on nobody but a child of its own, and [`code_can_be_changed`], the part of it that `record` asks
-//! beforehand. What keeps single processes from being recorded is [`refusal`](crate::refusal)'s, and told in its words. Invariant: nothing is left behind.
+//! beforehand. What keeps single processes from being recorded is [`refusal`]'s, and told in its words. Invariant: nothing is left behind.
 
 use std::{fs, io};
 
