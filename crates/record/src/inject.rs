@@ -76,6 +76,12 @@ impl Layout {
         AddrRange::new(base, self.writable_at)
     }
 
+    /// The two pieces that it is mapped in.
+    pub(crate) fn ranges(&self, base: Addr) -> [AddrRange; 2] {
+        let code = self.code(base);
+        [code, AddrRange::new(code.end, self.len_bytes - self.writable_at)]
+    }
+
     fn put(&mut self, at: u64, word: u64) -> Option<()> {
         let (start, piece) =
             self.pieces.iter_mut().find(|(start, piece)| (*start..start + piece.len() as u64).contains(&at))?;

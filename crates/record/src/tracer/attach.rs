@@ -234,10 +234,9 @@ impl Tracer<'_> {
         self.next_space += 1;
         if let Some(guard) = &self.guard {
             let areas: Vec<AddrRange> = pending.planned().collect();
-            let agent_range = AddrRange::new(base, layout.len_bytes);
             let room = space.room.as_ref().map(|room| room.range);
             let code = [&[layout.code(base)], &areas[..]].concat();
-            let mapped = [&[agent_range], room.as_slice(), &areas].concat();
+            let mapped = [&layout.ranges(base)[..], room.as_slice(), &areas].concat();
             let of_unwinders: Vec<Write> =
                 space.stubs.values().flat_map(|stubs| &stubs.of_unwinders).copied().collect();
             let writes = pending.edits().iter().filter(|edit| !of_unwinders.contains(edit)).copied().collect();
@@ -285,7 +284,7 @@ impl Tracer<'_> {
         let mut remote = Remote::by_gadgets(tid, &memory, gadgets)?;
         let mapped = (|| -> Result<(), Untraceable> {
             layout.map(&mut remote, &memory, *base)?;
-            space.mapped.push(AddrRange::new(*base, layout.len_bytes));
+            space.mapped.extend(layout.ranges(*base));
             space.code.push(layout.code(*base));
             if let Some(room) = &space.room {
                 room.map(&mut remote)?;
