@@ -53,6 +53,12 @@ pub mod symbol {
     pub const BACKTRACE: &str = "trapline_backtrace";
     /// [`Detour::through`](super::Detour::through) of `_Unwind_Find_FDE`, which finds the unwind information for an address. No helpers.
     pub const FIND_FDE: &str = "trapline_find_fde";
+    /// Where a thread is when an unwinder has been moved on, and its `_Unwind_Find_FDE` is about to be jumped to: r10 is at the [`Detour`](super::Detour), and
+    /// everything else is as the program's call left it, but rdi, which is an address of the program's. While [`Config::is_leaving`](super::Config::is_leaving) is
+    /// not 0, threads stay here.
+    pub const ASKED: &str = "trapline_asked";
+    /// The end of that.
+    pub const ASKED_END: &str = "trapline_asked_end";
     /// `syscall` and `int3`, for the recorder to run system calls in the target.
     pub const SYSCALL: &str = "trapline_syscall";
     /// `syscall`, for a thread of the target to run one for the recorder. Behind it, the thread takes its registers from
@@ -99,6 +105,8 @@ pub struct Config {
     /// Where the dynamic linker says whether it is changing the set of objects: `_r_debug.r_state` of `<link.h>`, which is 0 when it is not. 0 if that
     /// is not known.
     pub linker_state: u64,
+    /// Whether the recorder is about to leave the process: threads wait at [`symbol::ASKED`].
+    pub is_leaving: u64,
 }
 
 /// The beginning of an area of stubs. It never changes once [`Config::areas`] leads to it.

@@ -69,6 +69,8 @@ mod tests {
             symbol::SANDBOX,
             symbol::BACKTRACE,
             symbol::FIND_FDE,
+            symbol::ASKED,
+            symbol::ASKED_END,
             symbol::SYSCALL,
             symbol::ERRAND,
             symbol::ERRAND_REGISTERS,

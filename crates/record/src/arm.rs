@@ -446,7 +446,11 @@ impl Armory {
             *self.coverage.untraced.entry(reason.code().to_owned()).or_default() += 1;
         }
         let of_unwinders = writes_of_shims(module, loaded.bias, &armed.writes);
-        let stubs = Stubs { at: stubs_at, memory: shared, sites: armed.sites, writes: armed.writes, of_unwinders };
+        let unwinder = (!module.shims.is_empty()).then(|| shims::unwinder(&module.image)).flatten();
+        let unwinder =
+            unwinder.map(|range| AddrRange::new(range.start.offset(loaded.bias.cast_signed()), range.len_bytes()));
+        let (sites, writes) = (armed.sites, armed.writes);
+        let stubs = Stubs { at: stubs_at, memory: shared, sites, writes, of_unwinders, unwinder };
         space.stubs.insert(loaded.key(), Arc::new(stubs));
         Ok(())
     }
@@ -515,6 +519,7 @@ pub(crate) fn agent_at(agent: &Agent, base: Addr, thread_pointer: ThreadPointer)
         thread_pointer,
         return_code: at(symbol::RETURN)?,
         walking: at(symbol::WALKING)?,
+        asked: AddrRange { start: at(symbol::ASKED)?, end: at(symbol::ASKED_END)? },
         shadows: at(symbol::SHADOWS)?,
     })
 }

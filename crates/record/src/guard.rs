@@ -62,7 +62,7 @@ impl Guard {
         let base = footprint.code.first().map_or(0, |code| code.start.value());
         let mut words = vec![u64::from(id.0), u64::from(pid.cast_unsigned()), base];
         words.extend([footprint.gadgets.syscall_ret.value(), footprint.gadgets.sigreturn.value()]);
-        for ranges in [&footprint.code, &footprint.mapped] {
+        for ranges in [&footprint.code, &footprint.mapped, &footprint.unwinders] {
             put_ranges(&mut words, ranges);
         }
         for writes in [&footprint.writes, &footprint.of_unwinders] {
@@ -164,9 +164,9 @@ fn read_held(words: &mut Words<'_>, agent: &Agent) -> Option<Held> {
     let mut agent = arm::agent_at(agent, Addr::new(words.next()), ThreadPointer::Given).ok()?;
     agent.thread_offset = INJECTED_THREAD_OFFSET.cast_signed();
     let gadgets = Gadgets { syscall_ret: Addr::new(words.next()), sigreturn: Addr::new(words.next()) };
-    let (code, mapped) = (words.ranges(), words.ranges());
+    let (code, mapped, unwinders) = (words.ranges(), words.ranges(), words.ranges());
     let (writes, of_unwinders) = (words.writes(), words.writes());
-    Some(Held { pid, footprint: Footprint { agent, code, mapped, writes, of_unwinders, gadgets } })
+    Some(Held { pid, footprint: Footprint { agent, code, mapped, unwinders, writes, of_unwinders, gadgets } })
 }
 
 fn read_message(pipe: &mut File) -> Option<(u64, Vec<u64>)> {
@@ -264,6 +264,7 @@ fn try_to_leave(threads: &[Tid], footprint: &mut Footprint, memory: &Memory) -> 
     }
     footprint.disarm(memory)?;
     if !footprint.lead_out(threads, memory)?.is_empty() {
+        footprint.hold_unwinders(memory, true)?;
         return Ok(false);
     }
     for tid in threads {

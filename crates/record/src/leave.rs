@@ -5,17 +5,18 @@
 //!
 //! 1. The code is as it was; whoever is in a stub is moved to the instruction that the stub's stands for. Nobody comes to the agent any more, but unwinders:
 //!    what they have read from a slot that is hooked they cannot do without us.
-//! 2. Whoever is in the agent leaves it soon. When nobody is: each slot that is hooked gets its return address back, whoever's it is and however long
-//!    that sleeps; shadows say where they are. If anything else holds the address of the return code, it is an unwinder that has just read it: then slots are
-//!    hooked again, and it goes on for a moment.
+//! 2. Whoever is in the agent leaves it soon, and whoever is in an unwinder's own code, or in what it calls to find unwind information, leaves that, or comes
+//!    to where the agent has moved it on and is held there: then it has read nothing of ours that it has not been told the meaning of. What it has read
+//!    could not be told from a slot, as it may lie where one was. When nobody is inside, each slot that is hooked gets its return address back, whoever's it
+//!    is and however long that sleeps; shadows say where they are.
 //! 3. Unwinders are led as they were, threads lose the pointers to their states, and everything is unmapped.
 //!
 //! Invariant: nothing is unmapped as long as anything may lead there (I6).
 
-use std::{collections::HashMap, fs::File, io, os::unix::fs::FileExt};
+use std::{fs::File, io, mem::offset_of, os::unix::fs::FileExt};
 
 use trapline_abi::{
-    agent::{SHADOW_ENTRIES, SHADOW_MAPPED, SHADOW_STATE_BITS},
+    agent::{Config, Detour, SHADOW_ENTRIES, SHADOW_MAPPED, SHADOW_STATE_BITS},
     thread::{BLOCK_SHIFT, SHADOW_BYTES, SHADOW_RETURN, shadow_address},
 };
 use trapline_engine::{Addr, AddrRange};
@@ -46,6 +47,8 @@ pub(crate) struct Footprint {
     pub(crate) code: Vec<AddrRange>,
     /// What is mapped beside shadows.
     pub(crate) mapped: Vec<AddrRange>,
+    /// Where the program's unwinders are.
+    pub(crate) unwinders: Vec<AddrRange>,
     /// Edits of the program's code, but those that follow.
     pub(crate) writes: Vec<Write>,
     /// Those that lead unwinders through the agent.
@@ -61,6 +64,16 @@ pub(crate) struct Inside {
     pub(crate) tid: Tid,
     /// An address of ours that it is at, or comes back to.
     pub(crate) at: Addr,
+}
+
+/// Where a thread is while a process is left.
+enum Place {
+    /// In our code, and cannot be moved out of it yet.
+    Inside,
+    /// In an unwinder that knows only the program's addresses, at the beginning of its search for unwind information.
+    Asked,
+    /// In the program's code.
+    Outside,
 }
 
 const PAGE_BYTES: u64 = 4096;
@@ -87,81 +100,126 @@ impl Footprint {
         self.mapped.retain(|range| is_mapped(*range, mappings));
     }
 
-    /// Moves threads out of our code and takes the hooks from their returns. Returns who is still inside; if that is nobody, nothing leads to us any more.
+    /// If nobody is inside, moves threads out of our code, takes the hooks from their returns and leads unwinders as they were, and nothing leads to us any
+    /// more. Otherwise changes nothing, and returns who is.
     pub(crate) fn lead_out(&mut self, threads: &[Tid], memory: &Memory) -> io::Result<Vec<Inside>> {
-        let ours = RangeSet::new(self.code.iter().copied());
         let mut places = None;
         let mut inside = Vec::new();
+        let (mut outside, mut moved) = (Vec::with_capacity(threads.len()), Vec::new());
         for &tid in threads {
             let mut registers = ptrace::registers(tid)?;
-            let pc = Addr::new(registers.rip);
-            if !ours.contains(pc) {
-                continue;
+            self.let_begin(tid, &mut registers, memory)?;
+            let at = Addr::new(registers.rip);
+            let place = self.led_out(&mut registers, memory, &mut places)?;
+            if registers.rip != at.value() {
+                moved.push((tid, registers));
             }
-            if self.holds_return_code(&registers) {
-                inside.push(Inside { tid, at: pc });
-                continue;
+            match place {
+                Place::Inside => inside.push(Inside { tid, at }),
+                Place::Asked => {}
+                Place::Outside => outside.push((tid, registers)),
             }
-            let slot = Addr::new(registers.rsp).offset(-8);
-            let to = if pc == self.agent.return_code {
-                Some(Addr::new(memory.read_word(shadow_of(slot))?))
-            } else {
-                if places.is_none() {
-                    places = Some(Places::read(memory, &self.agent)?);
-                }
-                places.as_ref().and_then(|places| places.code_at(pc))
-            };
-            let Some(to) = to else {
-                inside.push(Inside { tid, at: pc });
-                continue;
-            };
-            registers.rip = to.value();
+        }
+        inside.extend(self.inside(&outside, memory)?);
+        let Some(&any) = threads.first().filter(|_| inside.is_empty()) else { return Ok(inside) };
+        // A thread that goes on where its function begins may have been through the entry: nothing may lead there any more.
+        for (tid, registers) in moved {
             ptrace::set_registers(tid, &registers)?;
         }
-        let Some(&any) = threads.first().filter(|_| inside.is_empty()) else { return Ok(inside) };
-        let slots = self.hooked_slots(any, memory)?;
-        for (slot, return_address) in &slots {
-            memory.write_word(*slot, *return_address)?;
+        for (slot, return_address) in self.hooked_slots(any, memory)? {
+            memory.write_word(slot, return_address)?;
         }
-        inside.extend(self.inside(threads, &ours)?);
-        if inside.is_empty() {
-            text::undo(memory, &mut self.of_unwinders)?;
+        text::undo(memory, &mut self.of_unwinders)?;
+        Ok(inside)
+    }
+
+    /// Has threads wait that come to unwinders, or lets them go on.
+    pub(crate) fn hold_unwinders(&self, memory: &Memory, is_leaving: bool) -> io::Result<()> {
+        memory.write_word(self.agent.config.after(offset_of!(Config, is_leaving)), is_leaving.into())
+    }
+
+    /// Where a thread with these registers is, which become what it has outside of our code if it can be moved out of it.
+    fn led_out(
+        &self,
+        registers: &mut libc::user_regs_struct,
+        memory: &Memory,
+        places: &mut Option<Places>,
+    ) -> io::Result<Place> {
+        let mut pc = Addr::new(registers.rip);
+        if !self.code.iter().any(|code| code.contains(pc)) {
+            return Ok(Place::Outside);
+        }
+        let has_asked = self.agent.asked.contains(pc);
+        if has_asked {
+            pc = find_fde(registers, memory)?;
+        }
+        let to = if pc == self.agent.return_code {
+            Some(Addr::new(memory.read_word(shadow_of(Addr::new(registers.rsp).offset(-8)))?))
         } else {
-            for (slot, _) in &slots {
-                memory.write_word(*slot, self.agent.return_code.value())?;
+            if places.is_none() {
+                *places = Some(Places::read(memory, &self.agent)?);
             }
+            places.as_ref().and_then(|places| places.code_at(pc))
+        };
+        let Some(to) = to else { return Ok(Place::Inside) };
+        registers.rip = to.value();
+        Ok(if has_asked { Place::Asked } else { Place::Outside })
+    }
+
+    /// Has a thread go on that is held for an unwinder that has just begun: that asks about itself first, and has the return address of its caller somewhere.
+    fn let_begin(&self, tid: Tid, registers: &mut libc::user_regs_struct, memory: &Memory) -> io::Result<()> {
+        let has_asked = self.agent.asked.contains(Addr::new(registers.rip));
+        if has_asked && self.is_in_unwinder(Addr::new(registers.rdi)) {
+            registers.rip = find_fde(registers, memory)?.value();
+            ptrace::set_registers(tid, registers)?;
+        }
+        Ok(())
+    }
+
+    fn is_in_unwinder(&self, at: Addr) -> bool {
+        self.unwinders.iter().any(|unwinder| unwinder.contains(at))
+    }
+
+    /// Who of these threads, none of which is in our code, comes back to us, or may be in an unwinder that has read a slot that is hooked.
+    fn inside(&self, threads: &[(Tid, libc::user_regs_struct)], memory: &Memory) -> io::Result<Vec<Inside>> {
+        let mut inside = Vec::new();
+        // A word counts by the call before it.
+        let walking = RangeSet::new([AddrRange::new(self.agent.walking.offset(-1), 1)]);
+        let Some(&(any, _)) = threads.first() else { return Ok(inside) };
+        let process = OtherProcess::new(any)?;
+        let mappings = maps::read(any)?;
+        let contexts = RangeSet::new(self.code.iter().chain(&self.unwinders).copied());
+        for (tid, registers) in threads {
+            let blocker = process.blocker_of(*tid, registers, &walking, &contexts).map(|blocker| blocker.at);
+            let at = || self.may_work_for_unwinder(registers, memory, &mappings).then_some(Addr::new(registers.rip));
+            inside.extend(blocker.or_else(at).map(|at| Inside { tid: *tid, at }));
         }
         Ok(inside)
     }
 
-    /// Whether a register has the address of the return code, or what an unwinder looks for then: the byte before it.
-    fn holds_return_code(&self, registers: &libc::user_regs_struct) -> bool {
-        let now = registers;
-        let general = [
-            now.r15, now.r14, now.r13, now.r12, now.rbp, now.rbx, now.r11, now.r10, now.r9, now.r8, now.rax, now.rcx,
-            now.rdx, now.rsi, now.rdi,
-        ];
-        let return_code = self.agent.return_code;
-        general.iter().any(|word| [return_code, return_code.offset(-1)].contains(&Addr::new(*word)))
-    }
-
-    /// Whether anything may still come back to us.
-    fn inside(&self, threads: &[Tid], ours: &RangeSet) -> io::Result<Option<Inside>> {
-        let AgentAt { return_code, walking, .. } = self.agent;
-        // A word counts by the call before it.
-        let words = RangeSet::new([return_code, walking].map(|at| AddrRange::new(at.offset(-1), 1)));
-        let Some(&any) = threads.first() else { return Ok(None) };
-        let process = OtherProcess::new(any)?;
-        for &tid in threads {
-            let registers = ptrace::registers(tid)?;
-            if self.holds_return_code(&registers) {
-                return Ok(Some(Inside { tid, at: return_code }));
-            }
-            if let Some(blocker) = process.blocker_of(tid, &registers, &words, ours) {
-                return Ok(Some(Inside { tid, at: blocker.at }));
-            }
+    /// Whether a stopped thread may be in what an unwinder calls while it holds an address that it has read from a slot: the search for unwind information,
+    /// which the C library and the dynamic linker do the first part of. It is for a moment only, unless it waits for a lock.
+    fn may_work_for_unwinder(&self, registers: &libc::user_regs_struct, memory: &Memory, mappings: &[Mapping]) -> bool {
+        /// What the frames below an unwinder's need at most: the dynamic linker saves all vector registers while it looks for a function.
+        const NEAR_BYTES: u64 = 8192;
+        if self.unwinders.is_empty() || (registers.orig_rax.cast_signed() >= 0 && !waits_for_lock(registers)) {
+            return false;
         }
-        Ok(None)
+        let Some(object) = mappings.iter().find(|mapping| mapping.range.contains(Addr::new(registers.rip))) else {
+            return false;
+        };
+        if !is_of_c_library(object) && !self.unwinders.iter().any(|unwinder| object.range.contains(unwinder.start)) {
+            return false;
+        }
+        let sp = registers.rsp;
+        let end = mappings.iter().find(|mapping| mapping.range.contains(Addr::new(sp))).map(|stack| stack.range.end);
+        let len_bytes = end.map_or(0, |end| NEAR_BYTES.min(end.value() - sp));
+        let Ok(stack) = memory.read_vec(Addr::new(sp), usize::try_from(len_bytes).unwrap_or(0)) else { return false };
+        let returns = |word: &[u8; 8]| {
+            let call = Addr::new(u64::from_le_bytes(*word)).offset(-1);
+            self.is_in_unwinder(call)
+        };
+        stack.as_chunks().0.iter().any(returns)
     }
 
     /// The blocks of stack that have a shadow.
@@ -195,20 +253,7 @@ impl Footprint {
                 self.slots_of_page(memory, stack.offset((offset / 2).cast_signed()), &shadows, &mut slots);
             }
         }
-        Self::correct_contexts(&mut slots, memory);
         Ok(slots)
-    }
-
-    /// An unwinder may have read a slot, and have put what it read where a slot was that has long returned: there is a shadow, of that. Such a word is in
-    /// libgcc's `_Unwind_Context`, `ra`, and the word before it is `cfa`, which says which slot was read.
-    fn correct_contexts(slots: &mut [(Addr, u64)], memory: &Memory) {
-        let known: HashMap<Addr, u64> = slots.iter().copied().collect();
-        for (word, return_address) in slots {
-            let Ok(cfa) = memory.read_word(word.offset(-8)) else { continue };
-            if let Some(right) = known.get(&Addr::new(cfa).offset(-8)) {
-                *return_address = *right;
-            }
-        }
     }
 
     /// The same, of the part of a stack that a page of shadows is for.
@@ -278,6 +323,24 @@ pub(crate) fn worker(threads: &[Tid]) -> Tid {
         })
     };
     threads.iter().find(is_simple).or(threads.first()).copied().unwrap_or(0)
+}
+
+/// Where a thread goes on that is held with these registers: the stub of `_Unwind_Find_FDE`.
+fn find_fde(registers: &libc::user_regs_struct, memory: &Memory) -> io::Result<Addr> {
+    let detour = Addr::new(registers.r10);
+    memory.read_word(detour.after(offset_of!(Detour, function))).map(Addr::new)
+}
+
+/// Whether the system call that a thread is in is one by which the C library waits for a lock of its own.
+fn waits_for_lock(registers: &libc::user_regs_struct) -> bool {
+    let command = libc::c_int::try_from(registers.rsi & 0x7f).unwrap_or(-1);
+    registers.orig_rax.cast_signed() == libc::SYS_futex && command == libc::FUTEX_WAIT
+}
+
+/// Whether an object that is mapped there is the C library or the dynamic linker.
+fn is_of_c_library(mapping: &Mapping) -> bool {
+    let name = mapping.path.file_name().unwrap_or_default().to_string_lossy();
+    ["libc.", "libc-", "ld-", "ld."].iter().any(|prefix| name.starts_with(prefix))
 }
 
 /// Whether something is mapped everywhere in a range.

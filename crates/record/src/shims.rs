@@ -8,7 +8,8 @@ use std::{fs, path::Path};
 
 use object::{Object, ObjectSymbol};
 use trapline_abi::agent::DETOUR_HELPERS;
-use trapline_image::{Image, Shim};
+use trapline_engine::{Addr, AddrRange};
+use trapline_image::{Function, Image, Shim};
 
 use crate::space::AgentAt;
 
@@ -86,6 +87,18 @@ pub(crate) fn find(image: &Image) -> Vec<Shimmed> {
     ALL.into_iter().filter_map(shimmed).collect()
 }
 
+/// Where an image's unwinder is, before the load bias is added: its functions stand together, those without a name between those with one.
+pub(crate) fn unwinder(image: &Image) -> Option<AddrRange> {
+    const PREFIX: &str = "_Unwind_";
+    let names = |function: &Function| {
+        function.name.starts_with(PREFIX) || function.aliases.iter().any(|name| name.starts_with(PREFIX))
+    };
+    let ranges = || image.functions().iter().filter(|function| names(function));
+    let start = ranges().map(|function| function.address).min()?;
+    let end = ranges().map(|function| function.address + function.size).max()?;
+    Some(AddrRange { start: Addr::new(start), end: Addr::new(end) })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -103,6 +116,14 @@ mod tests {
         let found = find(&Image::open(&unwinder).expect("a library"));
         assert_eq!(found.iter().map(|shim| shim.kind).collect::<Vec<_>>(), ALL);
         assert!(found[0].helpers.iter().all(Option::is_some));
+        let image = Image::open(&unwinder).expect("a library");
+        let range = super::unwinder(&image).expect("it has one");
+        let inside = |name: &str| {
+            let function = &image.functions()[image.function_named(name).expect("a function")];
+            range.contains(Addr::new(function.address))
+        };
+        assert!(["_Unwind_RaiseException", "_Unwind_Resume", "_Unwind_Find_FDE"].into_iter().all(inside));
+        assert!(!inside("__udivti3"));
     }
 
     #[test]

@@ -62,6 +62,8 @@ pub(crate) struct Stubs {
     pub(crate) writes: Vec<Write>,
     /// Those of them that lead unwinders through the agent.
     pub(crate) of_unwinders: Vec<Write>,
+    /// Where the module's unwinder is.
+    pub(crate) unwinder: Option<AddrRange>,
 }
 
 /// Where the agent's entries are.
@@ -91,6 +93,8 @@ pub(crate) struct AgentAt {
     pub(crate) return_code: Addr,
     /// Where the program's unwinder returns to while it calls the program back.
     pub(crate) walking: Addr,
+    /// Where threads are whose unwinder is about to look for unwind information, and knows only the program's addresses.
+    pub(crate) asked: AddrRange,
     /// Which blocks of stack have their shadow mapped.
     pub(crate) shadows: Addr,
 }
@@ -196,7 +200,8 @@ impl Space {
         let of_unwinders: Vec<Write> = stubs().flat_map(|stubs| &stubs.of_unwinders).copied().collect();
         let all = self.writes.iter().chain(stubs().flat_map(|stubs| &stubs.writes));
         let writes = all.filter(|write| !of_unwinders.contains(write)).copied().collect();
-        Some(Footprint { agent: self.agent, code, mapped, writes, of_unwinders, gadgets: self.gadgets? })
+        let unwinders = stubs().filter_map(|stubs| stubs.unwinder).collect();
+        Some(Footprint { agent: self.agent, code, mapped, unwinders, writes, of_unwinders, gadgets: self.gadgets? })
     }
 
     /// What the process has mapped of modules that are in the trace.

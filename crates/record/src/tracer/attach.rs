@@ -240,7 +240,8 @@ impl Tracer<'_> {
             let of_unwinders: Vec<Write> =
                 space.stubs.values().flat_map(|stubs| &stubs.of_unwinders).copied().collect();
             let writes = pending.edits().iter().filter(|edit| !of_unwinders.contains(edit)).copied().collect();
-            let footprint = Footprint { agent, code, mapped, writes, of_unwinders, gadgets };
+            let unwinders = space.stubs.values().filter_map(|stubs| stubs.unwinder).collect();
+            let footprint = Footprint { agent, code, mapped, unwinders, writes, of_unwinders, gadgets };
             let pid = super::thread_group(tid).unwrap_or(tid);
             guard.hold(id, pid, &footprint);
         }
@@ -444,10 +445,15 @@ impl Tracer<'_> {
                     };
                     inside = *first;
                     let tids: Vec<Tid> = still_inside.iter().map(|inside| inside.tid).collect();
-                    if stopped.elapsed() > NUDGING || !self.nudge(&mut still, &tids, patience) {
+                    if footprint.hold_unwinders(&memory, true).is_err()
+                        || stopped.elapsed() > NUDGING
+                        || !self.nudge(&mut still, &tids, patience)
+                    {
                         break;
                     }
                 }
+                // An error means that the process is about to end.
+                let _ = footprint.hold_unwinders(&memory, false);
                 self.resume_all(&still);
             }
             if started.elapsed() > PERSISTENCE {

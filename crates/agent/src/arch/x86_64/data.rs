@@ -26,12 +26,13 @@ trapline_thread_told:
     .hidden trapline_config
     .globl trapline_config
     .type trapline_config, @object
-    .size trapline_config, 48
+    .size trapline_config, 56
 trapline_config:
     .quad 0
     .quad -1
     # `object.rs` moves the relocation of `trapline_thread_told` here: GNU ld relocates no such word in a shared object, but only its own table.
     .quad {TOLD}
+    .quad 0
     .quad 0
     .quad 0
     .quad 0
@@ -66,10 +67,10 @@ const TOLD: u64 = u64::from_le_bytes(*b"trapline");
 unsafe extern "C" {
     /// A `Config`: the pool's address comes first.
     #[link_name = "trapline_config"]
-    static CONFIG: [AtomicU64; 6];
+    static CONFIG: [AtomicU64; 7];
 }
 
-const _: () = assert!(size_of::<trapline_abi::agent::Config>() == 48);
+const _: () = assert!(size_of::<trapline_abi::agent::Config>() == 56);
 const _: () = assert!(core::mem::offset_of!(trapline_abi::agent::Config, pool) == 0);
 const _: () = assert!(core::mem::offset_of!(trapline_abi::agent::Config, max_depth) == 8);
 const _: () = assert!(core::mem::offset_of!(trapline_abi::agent::Config, thread_offset) == 16);

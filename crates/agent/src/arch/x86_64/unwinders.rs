@@ -4,7 +4,7 @@
 
 use core::mem::offset_of;
 
-use trapline_abi::agent::Detour;
+use trapline_abi::agent::{Config, Detour};
 
 use super::global_asm;
 
@@ -65,12 +65,23 @@ trapline_find_fde:
     .cfi_adjust_cfa_offset -8
     pop r10
     .cfi_adjust_cfa_offset -8
+    .hidden trapline_asked
+    .globl trapline_asked
+trapline_asked:
+    cmp qword ptr [rip + trapline_config + {IS_LEAVING}], 0
+    jne 2f
     jmp qword ptr [r10 + {FUNCTION}]
+2:  pause
+    jmp trapline_asked
+    .hidden trapline_asked_end
+    .globl trapline_asked_end
+trapline_asked_end:
     .cfi_endproc
     .size trapline_find_fde, . - trapline_find_fde
     .popsection
     "#,
     FUNCTION = const offset_of!(Detour, function),
+    IS_LEAVING = const offset_of!(Config, is_leaving),
 );
 
 unsafe extern "C" {
