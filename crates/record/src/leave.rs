@@ -8,12 +8,12 @@
 //! 2. Whoever is in the agent leaves it soon, and whoever is in an unwinder's own code, or in what it calls to find unwind information, leaves that, or comes
 //!    to where the agent has moved it on and is held there: then it has read nothing of ours that it has not been told the meaning of. What it has read
 //!    could not be told from a slot, as it may lie where one was. When nobody is inside, each slot that is hooked gets its return address back, whoever's it
-//!    is and however long that sleeps; shadows say where they are.
+//!    is and however long that sleeps; shadows say where they are. What unwinders keep for later gets it, too.
 //! 3. Unwinders are led as they were, threads lose the pointers to their states, and everything is unmapped.
 //!
 //! Invariant: nothing is unmapped as long as anything may lead there (I6).
 
-use std::{fs::File, io, mem::offset_of, os::unix::fs::FileExt};
+use std::{collections::HashMap, fs::File, io, mem::offset_of, os::unix::fs::FileExt};
 
 use trapline_abi::{
     agent::{Config, Detour, SHADOW_ENTRIES, SHADOW_MAPPED, SHADOW_STATE_BITS},
@@ -76,6 +76,25 @@ enum Place {
     Outside,
 }
 
+/// Some words of libgcc's `_Unwind_Context`, from its `cfa` on (unwind-dw2.c).
+struct Context;
+
+impl Context {
+    /// `cfa`.
+    const FRAME_ADDRESS: usize = 0;
+    /// `ra`.
+    const ADDRESS: usize = 1;
+    /// `bases.func`: the beginning of the function that was asked about.
+    const FUNCTION: usize = 5;
+    /// `flags`.
+    const FLAGS: usize = 6;
+    const WORDS: usize = 7;
+    /// `EXTENDED_CONTEXT_BIT`, which is always set.
+    const IS_EXTENDED: u64 = 1 << 62;
+    /// `SIGNAL_FRAME_BIT`.
+    const IS_SIGNAL: u64 = 1 << 63;
+}
+
 const PAGE_BYTES: u64 = 4096;
 
 /// Bytes of shadow for a block.
@@ -126,8 +145,10 @@ impl Footprint {
         for (tid, registers) in moved {
             ptrace::set_registers(tid, &registers)?;
         }
-        for (slot, return_address) in self.hooked_slots(any, memory)? {
-            memory.write_word(slot, return_address)?;
+        let slots = self.hooked_slots(any, memory)?;
+        let contexts = self.contexts(threads, memory, &slots)?;
+        for (word, return_address) in slots.iter().chain(&contexts) {
+            memory.write_word(*word, *return_address)?;
         }
         text::undo(memory, &mut self.of_unwinders)?;
         Ok(inside)
@@ -212,7 +233,7 @@ impl Footprint {
             return false;
         }
         let sp = registers.rsp;
-        let end = mappings.iter().find(|mapping| mapping.range.contains(Addr::new(sp))).map(|stack| stack.range.end);
+        let end = end_of_mapping(Addr::new(sp), mappings);
         let len_bytes = end.map_or(0, |end| NEAR_BYTES.min(end.value() - sp));
         let Ok(stack) = memory.read_vec(Addr::new(sp), usize::try_from(len_bytes).unwrap_or(0)) else { return false };
         let returns = |word: &[u8; 8]| {
@@ -254,6 +275,36 @@ impl Footprint {
             }
         }
         Ok(slots)
+    }
+
+    /// What unwinders have on these threads' stacks of slots that are hooked: each word, and the return address that belongs there. The first phase of an exception
+    /// is a walk over a copy of what the unwinder begins the second one with, where it itself returns to. It has asked about itself then.
+    fn contexts(&self, threads: &[Tid], memory: &Memory, slots: &[(Addr, u64)]) -> io::Result<Vec<(Addr, u64)>> {
+        let mut contexts = Vec::new();
+        let Some(&any) = threads.first().filter(|_| !self.unwinders.is_empty()) else { return Ok(contexts) };
+        let returns: HashMap<Addr, u64> = slots.iter().copied().collect();
+        let mappings = maps::read(any)?;
+        for &tid in threads {
+            let stack = Addr::new(ptrace::registers(tid)?.rsp);
+            let Some(end) = end_of_mapping(stack, &mappings) else { continue };
+            let Ok(bytes) = memory.read_vec(stack, usize::try_from(end.distance_from(stack)).unwrap_or(0)) else {
+                continue;
+            };
+            let words: Vec<u64> = bytes.as_chunks().0.iter().map(|word| u64::from_le_bytes(*word)).collect();
+            for (index, context) in words.windows(Context::WORDS).enumerate() {
+                if context[Context::ADDRESS] != self.agent.return_code.value()
+                    || context[Context::FLAGS] & !Context::IS_SIGNAL != Context::IS_EXTENDED
+                    || !self.is_in_unwinder(Addr::new(context[Context::FUNCTION]))
+                {
+                    continue;
+                }
+                let slot = Addr::new(context[Context::FRAME_ADDRESS]).offset(-8);
+                if let Some(return_address) = returns.get(&slot) {
+                    contexts.push((stack.after((index + Context::ADDRESS) * 8), *return_address));
+                }
+            }
+        }
+        Ok(contexts)
     }
 
     /// The same, of the part of a stack that a page of shadows is for.
@@ -341,6 +392,10 @@ fn waits_for_lock(registers: &libc::user_regs_struct) -> bool {
 fn is_of_c_library(mapping: &Mapping) -> bool {
     let name = mapping.path.file_name().unwrap_or_default().to_string_lossy();
     ["libc.", "libc-", "ld-", "ld."].iter().any(|prefix| name.starts_with(prefix))
+}
+
+fn end_of_mapping(at: Addr, mappings: &[Mapping]) -> Option<Addr> {
+    mappings.iter().find(|mapping| mapping.range.contains(at)).map(|mapping| mapping.range.end)
 }
 
 /// Whether something is mapped everywhere in a range.
