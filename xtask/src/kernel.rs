@@ -48,7 +48,7 @@ const JOBS: &[Job] = &[
         line: "strategies=slots,percpu,gap,r11,skip single=1500 batches=20 nmis=2 context-calls=80",
         quick_line: "strategies=slots,percpu,gap,r11,skip single=40 batches=3 nmis=2 context-calls=6",
         single_step: false,
-        limit: Duration::from_mins(60),
+        limit: Duration::from_hours(1),
     },
     Job {
         name: "interrupted at every instruction",
