@@ -115,27 +115,31 @@ impl Tracer<'_> {
     /// Waits until all of a crowd stand still that were interrupted. Returns whether they do in time.
     fn settle(&mut self, still: &mut Still, until: Instant) -> bool {
         loop {
-            let crowd = still.crowd;
-            let mut members = self.tasks.iter().filter(|(_, task)| crowd.has(task)).peekable();
-            if members.peek().is_none() {
-                return true;
-            }
-            if members.all(|(tid, _)| still.parked.contains_key(tid) || self.zombies.contains(tid)) {
-                return true;
-            }
-            let left = until.checked_duration_since(Instant::now());
-            match (ptrace::poll_any(), left) {
-                (Ok(Some((tid, stop))), _) => self.park(still, tid, stop),
-                (Ok(None), Some(left)) => {
-                    // Rounded up: a wait for nothing is none.
-                    let left = left + Duration::from_millis(1);
-                    let heard = self.inbox.wait(left.min(LOOK_AROUND)).unwrap_or_default();
-                    self.heard.extend(heard);
-                    self.find_zombies(still);
+            match ptrace::poll_any() {
+                Ok(Some((tid, stop))) => {
+                    self.park(still, tid, stop);
+                    continue;
                 }
-                _ => return false,
+                Ok(None) if self.is_settled(still) => return true,
+                Ok(None) => {}
+                Err(_) => return self.is_settled(still),
+            }
+            let Some(left) = until.checked_duration_since(Instant::now()) else { return false };
+            // Rounded up: a wait for nothing is none.
+            let patience = (left + Duration::from_millis(1)).min(LOOK_AROUND);
+            let begun = Instant::now();
+            let heard = self.inbox.wait(patience).unwrap_or_default();
+            self.heard.extend(heard);
+            if begun.elapsed() >= patience {
+                self.find_zombies(still);
             }
         }
+    }
+
+    /// Whether all of a crowd stand still.
+    fn is_settled(&self, still: &Still) -> bool {
+        let mut members = self.tasks.iter().filter(|(_, task)| still.crowd.has(task));
+        members.all(|(tid, _)| still.parked.contains_key(tid) || self.zombies.contains(tid))
     }
 
     /// A first thread that has ended is not reported before the last one has.
