@@ -1,4 +1,4 @@
-// Panics and catches it all the time, in four threads, until there is a file `over`. Makes the file `ready` when it has begun.
+// Panics and catches it all the time, in four threads, until there is a file `over`. Makes the folder `ready` when it has begun.
 use std::{panic, path::Path, sync::atomic::{AtomicBool, Ordering}, thread, time::Duration};
 
 static IS_OVER: AtomicBool = AtomicBool::new(false);
@@ -23,7 +23,8 @@ fn main() {
         }
     };
     let threads: Vec<_> = (0..4).map(|number| thread::spawn(move || work(number))).collect();
-    std::fs::write("ready", "").expect("a folder of our own");
+    // A folder: it is there at once, without a descriptor that is open for a moment.
+    std::fs::create_dir("ready").expect("a folder of our own");
     while !Path::new("over").exists() {
         thread::sleep(Duration::from_millis(5));
     }
