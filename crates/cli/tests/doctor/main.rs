@@ -174,12 +174,20 @@ fn who_is_no_process() {
     let directory = Directory::new("doctor-none");
     let gone = Guest::sleep(&directory).pid();
     check(&directory, gone, "no-such-process", &["pgrep"]);
-    let threads = fs::read_dir("/proc/self/task").expect("our own threads");
     let own = std::process::id();
-    let mut threads = threads.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    // Each test has a thread.
-    let thread = threads.find(|tid| *tid != own).expect("another thread");
-    check(&directory, thread, "thread", &[&own.to_string(), "give that number"]);
+    std::thread::scope(|scope| {
+        let (is_checked, until_checked) = std::sync::mpsc::channel::<()>();
+        let (tell, told) = std::sync::mpsc::channel();
+        scope.spawn(move || {
+            let link = fs::read_link("/proc/thread-self").expect("ourselves");
+            let tid = link.file_name().and_then(|name| name.to_str()?.parse().ok());
+            tell.send(tid.expect("a number")).expect("somebody listens");
+            // Until the other end is dropped.
+            let _ = until_checked.recv();
+        });
+        check(&directory, told.recv().expect("a number"), "thread", &[&own.to_string(), "give that number"]);
+        drop(is_checked);
+    });
     let has_kernel_threads = name(2) == "kthreadd";
     leave_out_unless(has_kernel_threads, "the kernel's threads are not to be seen here");
     if has_kernel_threads {
