@@ -1,14 +1,14 @@
 //! A program with and without trapline: the same to everybody who looks.
 //!
-//! Owns [`Check`]. For each optimisation level, the program runs bare, recorded, and recorded with all of its libraries. Outputs, exit status and signal
-//! have to be the same, and the trace has to have as many calls as the program says it made.
+//! Owns [`Check`]. For each optimisation level, the program runs bare, recorded, recorded with all of its libraries, and the same in a process that was
+//! running before the recorder came. Outputs, exit status and signal have to be the same, and the trace has to have as many calls as the program says it made.
 
-use std::{ffi::OsString, path::Path};
+use std::{ffi::OsString, fs, path::Path, process, thread, time::Duration, time::Instant};
 
 use crate::{
     compare,
     program::{Optimised, Program},
-    run::{Command, Outcome},
+    run::{self, Command, End, Outcome},
     scratch::Scratch,
     trace::Report,
     trapline,
@@ -59,7 +59,8 @@ impl Check {
     /// # Panics
     /// Anything is otherwise than without trapline: with everything that was found.
     pub fn run(self) {
-        let complaints = self.complaints(trapline::record);
+        let mut complaints = self.complaints(trapline::record);
+        complaints.extend(Optimised::BOTH.into_iter().flat_map(|optimised| self.complaints_attached(optimised)));
         assert!(complaints.is_empty(), "{} complaints\n{}", complaints.len(), complaints.join("\n"));
     }
 
@@ -81,19 +82,52 @@ impl Check {
         for (variant, options) in VARIANTS {
             let trace = scratch.join("trace");
             let outcome = command.behind(record(&trace, options)).run();
-            let mut complaints = compare::same(&self.comparable(&bare), &self.comparable(&outcome));
-            match Report::read(&trace) {
-                Ok(mut report) => {
-                    if self.may_tear {
-                        report.lost.remove("torn");
-                    }
-                    complaints.extend(compare::counts(&outcome.text(), &report));
-                }
-                Err(error) => complaints.push(error),
-            }
+            let complaints = self.judge(&bare, &outcome, &trace);
             found.extend(complaints.iter().map(|text| format!("{command} at {optimised:?}, {variant}: {text}")));
         }
         found
+    }
+
+    /// The same, of a process that a recorder has come to when it executes the program.
+    fn complaints_attached(self, optimised: Optimised) -> Vec<String> {
+        let scratch = Scratch::new();
+        let words = self.program.build(optimised, scratch.path());
+        let command = Command::new(words, scratch.path()).input(self.program.input);
+        let bare = command.run();
+        let (trace, gate) = (scratch.join("trace"), scratch.join("go"));
+        let made = process::Command::new("mkfifo").arg(&gate).status().expect("coreutils");
+        assert!(made.success(), "a pipe with a name: {made}");
+        let running = command.behind(Program::of(&["gate.c"]).build(Optimised::Yes, scratch.path())).start();
+        let words = trapline::attach(&trace, running.pid, &["--lib", "*"]);
+        let recorder = Command::new(words, scratch.path()).start();
+        let maps = format!("/proc/{}/maps", running.pid);
+        let deadline = Instant::now() + run::PATIENCE;
+        while !fs::read_to_string(&maps).is_ok_and(|maps| maps.contains("trapline-stubs")) && !recorder.has_ended() {
+            assert!(Instant::now() < deadline, "the recorder does not come");
+            thread::sleep(Duration::from_millis(2));
+        }
+        fs::write(&gate, "\n").expect("somebody reads it");
+        let outcome = running.finish();
+        let recorder = recorder.finish();
+        let mut complaints = self.judge(&bare, &outcome, &trace);
+        if recorder.end != End::Status(0) {
+            complaints.push(format!("the recorder ended with {:?}: {}", recorder.end, recorder.error_text()));
+        }
+        complaints.iter().map(|text| format!("{command} at {optimised:?}, attached: {text}")).collect()
+    }
+
+    fn judge(self, bare: &Outcome, outcome: &Outcome, trace: &Path) -> Vec<String> {
+        let mut complaints = compare::same(&self.comparable(bare), &self.comparable(outcome));
+        match Report::read(trace) {
+            Ok(mut report) => {
+                if self.may_tear {
+                    report.lost.remove("torn");
+                }
+                complaints.extend(compare::counts(&outcome.text(), &report));
+            }
+            Err(error) => complaints.push(error),
+        }
+        complaints
     }
 
     fn comparable(self, outcome: &Outcome) -> Outcome {

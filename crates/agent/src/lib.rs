@@ -1,7 +1,7 @@
 //! trapline's agent: the code that runs inside a traced process.
 //!
 //! Owns everything between an armed function's stub and the shared pool of chunks: the entries and the return trampoline ([`arch`]), what they do when a
-//! few instructions do not suffice ([`events`] and [`frames`]), what unwinders of the program are told ([`unwind`]), and the requests to the recorder
+//! few instructions do not suffice ([`events`] and [`frames`]), what unwinders of the program are told ([`unwind`] and `tables`), and the requests to the recorder
 //! ([`requests`]). The layouts are
 //! [`trapline_abi`]'s; the recorder maps the pool, fills in the configuration and writes the stubs.
 //!
@@ -18,5 +18,6 @@ pub mod frames;
 pub mod requests;
 mod shadow;
 mod sys;
+mod tables;
 mod thread;
 pub mod unwind;

@@ -23,7 +23,7 @@ mod leave;
 mod unwinders;
 
 pub use data::{config_areas, config_forbidden, config_linker_state, config_pool, thread};
-pub use unwinders::{Code, any_function, code_at, entry, return_code};
+pub use unwinders::{Code, any_function, code_at, entry, is_own, return_code, start};
 
 /// A system call. Neither `errno` nor any memory but what the call itself writes is touched.
 ///

@@ -12,6 +12,7 @@ global_asm!(
     r#"
     .hidden trapline_frame
     .hidden trapline_real_place
+    .hidden trapline_own_information
     .pushsection .text.trapline,"ax",@progbits
 
     # `_Unwind_Backtrace`: rdi is called back for each frame, with rsi as its second argument. It is called with `trapline_frame` instead, and with
@@ -44,7 +45,8 @@ trapline_walking:
     .cfi_endproc
     .size trapline_backtrace, . - trapline_backtrace
 
-    # `_Unwind_Find_FDE`: rdi is an address of code, rsi where the answer goes. It is jumped to with an address of the program's.
+    # `_Unwind_Find_FDE`: rdi is an address of code, rsi where the answer goes. It is jumped to with an address of the program's; addresses of the
+    # agent's are answered here.
     .p2align 4
     .hidden trapline_find_fde
     .globl trapline_find_fde
@@ -58,13 +60,20 @@ trapline_find_fde:
     sub rsp, 8
     .cfi_adjust_cfa_offset 8
     call trapline_real_place
+    mov qword ptr [rsp], rax
     mov rdi, rax
+    mov rsi, qword ptr [rsp + 8]
+    call trapline_own_information
+    mov rdi, qword ptr [rsp]
     add rsp, 8
     .cfi_adjust_cfa_offset -8
     pop rsi
     .cfi_adjust_cfa_offset -8
     pop r10
     .cfi_adjust_cfa_offset -8
+    test rax, rax
+    jz trapline_asked
+    ret
     .hidden trapline_asked
     .globl trapline_asked
 trapline_asked:
@@ -115,6 +124,16 @@ pub enum Code {
     Other,
 }
 
+/// The agent's first byte, which its ELF header begins with.
+pub fn start() -> u64 {
+    (&raw const START) as u64
+}
+
+/// Whether an address is of the agent's code.
+pub fn is_own(address: u64) -> bool {
+    (start()..(&raw const CODE_END) as u64).contains(&address)
+}
+
 /// The first instruction of an entry.
 pub fn entry() -> u64 {
     (&raw const ENTRIES) as u64
@@ -135,7 +154,7 @@ pub fn code_at(address: u64) -> Code {
     let is_in = |start: *const u8, end: *const u8| (start as u64..end as u64).contains(&address);
     if is_in(&raw const ENTRIES, &raw const ENTRIES_END) || is_in(&raw const LAUNCH, &raw const RETURN) {
         Code::Entry
-    } else if is_in(&raw const START, &raw const CODE_END) {
+    } else if is_own(address) {
         Code::Agent
     } else {
         Code::Other

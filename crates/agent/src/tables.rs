@@ -1,0 +1,87 @@
+//! The agent's own unwind information, for unwinders of the program.
+//!
+//! Owns the answer for an address of the agent's code: a binary search of its `.eh_frame_hdr` (Linux Standard Base, "Exception Frames"). The C library knows only
+//! the objects that the dynamic linker has loaded, which the agent may not be. Invariant: async-signal-safe.
+
+use crate::arch;
+
+/// `PT_GNU_EH_FRAME`.
+const UNWIND_TABLE: u32 = 0x6474_e550;
+
+/// The header's first word: version 1; `.eh_frame`'s address in 4 bytes from the field, the count in 4 bytes, pairs of 4 bytes from the header.
+const HEADER: u32 = u32::from_le_bytes([1, 0x1b, 0x03, 0x3b]);
+const COUNT_AT: u64 = 8;
+const PAIRS_AT: u64 = 12;
+const PAIR_BYTES: u64 = 8;
+
+/// What `_Unwind_Find_FDE` answers beside the unwind information: bases of relative addresses, of which the agent has none, and the function's beginning.
+#[repr(C)]
+struct Bases {
+    text: u64,
+    data: u64,
+    function: u64,
+}
+
+/// The unwind information for `address`, if that is the agent's, and 0 otherwise.
+#[unsafe(no_mangle)]
+extern "C" fn trapline_own_information(address: u64, answer: *mut Bases) -> u64 {
+    if !arch::is_own(address) {
+        return 0;
+    }
+    let Some((information, function)) = find(address) else { return 0 };
+    // SAFETY: the unwinder has it on its stack, and waits for us.
+    unsafe { *answer = Bases { text: 0, data: 0, function } };
+    information
+}
+
+/// A value in the agent's file as it is mapped.
+///
+/// # Safety
+/// It is there.
+unsafe fn read<T: Copy>(at: u64) -> T {
+    // SAFETY: by the caller's promise. Nothing of it is ever written.
+    unsafe { (at as *const T).read_unaligned() }
+}
+
+/// Where the table's header is.
+fn table() -> Option<u64> {
+    const HEADERS_AT: u64 = 32;
+    const HEADER_BYTES: u64 = 56;
+    const COUNT_AT: u64 = 56;
+    const ADDRESS_AT: u64 = 16;
+    let start = arch::start();
+    // SAFETY: the ELF header and the program headers are mapped (System V ABI, "Program Header").
+    let (headers, count) = unsafe { (start + read::<u64>(start + HEADERS_AT), read::<u16>(start + COUNT_AT)) };
+    let mut all = (0..u64::from(count)).map(|index| headers + index * HEADER_BYTES);
+    // SAFETY: as above.
+    let header = all.find(|header| unsafe { read::<u32>(*header) } == UNWIND_TABLE)?;
+    // SAFETY: as above.
+    let at = start + unsafe { read::<u64>(header + ADDRESS_AT) };
+    // SAFETY: the linker has put the table there.
+    (unsafe { read::<u32>(at) } == HEADER).then_some(at)
+}
+
+/// The unwind information of the function that `address` is in, and the function's beginning.
+fn find(address: u64) -> Option<(u64, u64)> {
+    const LENGTH_AT: u64 = 12;
+    let table = table()?;
+    // SAFETY: the linker has written the table.
+    let count = u64::from(unsafe { read::<u32>(table + COUNT_AT) });
+    // SAFETY: asked for the pairs of the table, which has as many as it says.
+    let from_table = |at: u64| table.wrapping_add_signed(i64::from(unsafe { read::<i32>(at) }));
+    let pair = |index: u64| table + PAIRS_AT + index * PAIR_BYTES;
+    let (mut low, mut high) = (0, count);
+    while low < high {
+        let middle = low + (high - low) / 2;
+        if from_table(pair(middle)) <= address {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    let last = pair(low.checked_sub(1)?);
+    let (function, information) = (from_table(last), from_table(last + PAIR_BYTES / 2));
+    // SAFETY: an entry of `.eh_frame` has its length, its CIE, the function's beginning and its size in 4 bytes each.
+    let len_bytes = u64::from(unsafe { read::<u32>(information + LENGTH_AT) });
+    (address < function + len_bytes).then_some((information, function))
+}
