@@ -50,8 +50,10 @@ fn table() -> Option<u64> {
     const COUNT_AT: u64 = 56;
     const ADDRESS_AT: u64 = 16;
     let start = arch::start();
-    // SAFETY: the ELF header and the program headers are mapped (System V ABI, "Program Header").
-    let (headers, count) = unsafe { (start + read::<u64>(start + HEADERS_AT), read::<u16>(start + COUNT_AT)) };
+    // SAFETY: the ELF header is mapped, and the program headers are (System V ABI, "ELF Header").
+    let headers = start + unsafe { read::<u64>(start + HEADERS_AT) };
+    // SAFETY: as above.
+    let count = unsafe { read::<u16>(start + COUNT_AT) };
     let mut all = (0..u64::from(count)).map(|index| headers + index * HEADER_BYTES);
     // SAFETY: as above.
     let header = all.find(|header| unsafe { read::<u32>(*header) } == UNWIND_TABLE)?;
