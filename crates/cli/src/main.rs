@@ -4,13 +4,14 @@
 //! what to do next. Data goes to standard output, everything else to standard error.
 //!
 //! Exit status: 0 all is well; 1 the answer is bad (calls were missed, something cannot be recorded); 2 the command cannot be carried out as it was given; 3 something
-//! failed on the way. `record` has the status of the program that it ran.
+//! failed on the way. `record` has the status of the program that it ran, and 125 instead of 2 and 3. `docs/command-line.md` tells it to users.
 #![forbid(unsafe_code)]
 
 mod diff;
 #[cfg(target_arch = "x86_64")]
 mod doctor;
 mod export;
+mod failure;
 mod functions;
 mod graph;
 mod info;
@@ -20,15 +21,17 @@ mod patch;
 mod record;
 mod replay;
 mod report;
+mod shell;
 mod stress;
 
-use std::process::ExitCode;
+use std::{env::args_os, ffi::OsString, process::ExitCode};
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
+use failure::Teller;
 
 /// Traces and live-patches running x86 code, 32 and 64 bit, without ever skipping a call.
 #[derive(Debug, Parser)]
-#[command(name = "trapline", version, arg_required_else_help = true, after_help = EXAMPLE)]
+#[command(name = "trapline", version, subcommand_required = true, after_help = EXAMPLE)]
 struct Arguments {
     #[command(subcommand)]
     verb: Verb,
@@ -41,10 +44,25 @@ Record a program, and see where its time went:
 
 Put the promise to the test on this machine, and then the old behaviour, which loses calls:
   trapline stress --seconds 10 --threads 4
-  trapline stress --seconds 10 --threads 4 --resume skip";
+  trapline stress --seconds 10 --threads 4 --resume skip
+
+Exit status: 0 all is well; 1 the answer is bad; 2 the command line is wrong or cannot be carried out here; 3 something failed on the way. `record` has that of its program,
+127 or 126 if it was not found or is not executable, and 125 if trapline could not run it. With --json, errors are a JSON object, the last line of standard error.";
+
+/// What is shown without arguments.
+const WAY: &str = "\
+trapline records the functions of programs that nobody prepared, without ever skipping a call.
+
+  trapline record -- ls -lR /usr/share    record a program, or with -p PID one that runs
+  trapline report                         see where its time went
+  trapline export                         open it in a viewer: ui.perfetto.dev
+
+`trapline --help` lists all verbs, `trapline VERB --help` has examples of each, and `trapline doctor` tells what is in the way on this machine.
+";
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    Completions(shell::CompletionsArguments),
     Diff(diff::Arguments),
     #[cfg(target_arch = "x86_64")]
     Doctor(doctor::Arguments),
@@ -52,12 +70,24 @@ enum Verb {
     Functions(functions::Arguments),
     Graph(graph::Arguments),
     Info(info::Arguments),
+    Man(shell::ManArguments),
     Patch(patch::Arguments),
     #[cfg(target_arch = "x86_64")]
     Record(record::Arguments),
     Replay(replay::Arguments),
     Report(report::Arguments),
     Stress(stress::Arguments),
+}
+
+impl Verb {
+    /// Whether the status is that of a program that the verb runs.
+    fn has_program(&self) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Record(arguments) => arguments.has_program(),
+            _ => false,
+        }
+    }
 }
 
 /// How a verb went.
@@ -85,13 +115,31 @@ impl std::fmt::Display for Refused {
 impl std::error::Error for Refused {}
 
 const BAD: u8 = 1;
-const REFUSED: u8 = 2;
-const FAILED: u8 = 3;
+const NO_VERB: u8 = 2;
 
 fn main() -> ExitCode {
-    // Usage errors end here, with status 2.
-    let arguments = Arguments::parse();
-    let outcome = match &arguments.verb {
+    let given: Vec<OsString> = args_os().collect();
+    if given.len() <= 1 {
+        eprint!("{WAY}");
+        return ExitCode::from(NO_VERB);
+    }
+    let teller = Teller::new(&Arguments::command(), &given);
+    let arguments = match Arguments::try_parse_from(&given) {
+        Ok(arguments) => arguments,
+        Err(error) => return ExitCode::from(teller.command_line(&error)),
+    };
+    match run(&arguments.verb) {
+        Ok(Outcome::Good) => ExitCode::SUCCESS,
+        Ok(Outcome::Bad) => ExitCode::from(BAD),
+        #[cfg(target_arch = "x86_64")]
+        Ok(Outcome::Program(status)) => ExitCode::from(status),
+        Err(error) => ExitCode::from(teller.failed(&error, arguments.verb.has_program())),
+    }
+}
+
+fn run(verb: &Verb) -> anyhow::Result<Outcome> {
+    match verb {
+        Verb::Completions(arguments) => shell::completions(arguments),
         Verb::Diff(arguments) => diff::run(arguments),
         #[cfg(target_arch = "x86_64")]
         Verb::Doctor(arguments) => doctor::run(arguments),
@@ -99,50 +147,19 @@ fn main() -> ExitCode {
         Verb::Functions(arguments) => functions::run(arguments),
         Verb::Graph(arguments) => graph::run(arguments),
         Verb::Info(arguments) => info::run(arguments),
+        Verb::Man(arguments) => shell::man(arguments),
         Verb::Patch(arguments) => patch::run(arguments),
-        Verb::Replay(arguments) => replay::run(arguments),
-        Verb::Report(arguments) => report::run(arguments),
         #[cfg(target_arch = "x86_64")]
         Verb::Record(arguments) => record::run(arguments),
+        Verb::Replay(arguments) => replay::run(arguments),
+        Verb::Report(arguments) => report::run(arguments),
         Verb::Stress(arguments) => stress::run(arguments),
-    };
-    match outcome {
-        Ok(Outcome::Good) => ExitCode::SUCCESS,
-        Ok(Outcome::Bad) => ExitCode::from(BAD),
-        #[cfg(target_arch = "x86_64")]
-        Ok(Outcome::Program(status)) => ExitCode::from(status),
-        Err(error) => {
-            eprintln!("trapline: {}", with_causes(&error));
-            ExitCode::from(if error.is::<Refused>() { REFUSED } else { FAILED })
-        }
     }
-}
-
-/// An error and what caused it, without the causes that the text holds already.
-fn with_causes(error: &anyhow::Error) -> String {
-    error.chain().map(ToString::to_string).fold(String::new(), |text, cause| {
-        if text.is_empty() {
-            cause
-        } else if text.contains(&cause) {
-            text
-        } else {
-            format!("{text}: {cause}")
-        }
-    })
 }
 
 #[cfg(test)]
 mod tests {
-    use anyhow::anyhow;
-    use clap::CommandFactory;
-
     use super::*;
-
-    #[test]
-    fn an_error_is_told_with_its_causes_and_each_once() {
-        let error = anyhow!("no such file").context("cannot open x: no such file").context("reading the list");
-        assert_eq!(with_causes(&error), "reading the list: cannot open x: no such file");
-    }
 
     #[test]
     fn the_command_line_is_consistent() {

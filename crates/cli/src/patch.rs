@@ -22,6 +22,7 @@ const JSON_VERSION: u32 = 1;
 
 /// Builds live patches from recompiled objects, and tells what is in them.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  trapline patch build --help\n  trapline patch show fix.tlp")]
 pub(crate) struct Arguments {
     #[command(subcommand)]
     verb: Verb,

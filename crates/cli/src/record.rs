@@ -2,7 +2,7 @@
 //!
 //! Owns the verb's options and what it says to people; the work is [`trapline_record`]'s. While the program runs, standard error shows progress where
 //! it is a terminal; the program's own output is not touched. Exit status: the program's; 127 and 126 if it could not be found or executed, as
-//! shells do; 0 for a program that ran already.
+//! shells do, and 125 if trapline itself could not run it; 0 for a program that ran already.
 
 use std::{
     collections::BTreeMap,
@@ -87,12 +87,21 @@ pub(crate) struct Arguments {
     command: Vec<OsString>,
 }
 
+impl Arguments {
+    /// Whether a program is run, whose status counts.
+    pub(crate) fn has_program(&self) -> bool {
+        self.pid.is_none()
+    }
+}
+
 const EXAMPLES: &str = "\
 Examples:
   trapline record -- ls -lR /usr/share
   trapline record -p 1234 --duration 2
   trapline record -F 'sqlite3_*' -o queries.data -- sqlite3 my.db 'select 1'
-  trapline record --lib 'libc.so*' --lib 'libcrypto.so*' -- openssl rand 16";
+  trapline record --lib 'libc.so*' --lib 'libcrypto.so*' -- openssl rand 16
+
+The exit status is the program's, or 127 and 126 if it was not found or is not executable, or 125 if trapline could not run it. With -p it is 0, 2 or 3.";
 
 /// See [`trapline_record::OnFull`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]

@@ -72,13 +72,13 @@ fn text_that_is_no_script() {
 #[test]
 fn a_static_program() {
     let folder = Scratch::new();
-    check(&folder, program(&folder, &["-static"]), 2, &["linked statically", "link it dynamically"]);
+    check(&folder, program(&folder, &["-static"]), 125, &["linked statically", "link it dynamically"]);
 }
 
 #[test]
 fn a_32_bit_program() {
     let folder = Scratch::new();
-    check(&folder, program(&folder, &["-m32"]), 2, &["32-bit program"]);
+    check(&folder, program(&folder, &["-m32"]), 125, &["32-bit program"]);
 }
 
 #[test]
@@ -113,7 +113,7 @@ fn a_setuid_program_for_other_users() {
     let words = ["/usr/bin/setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"].map(OsString::from);
     let command = words.into_iter().chain([trapline.into(), "record".into(), "-o".into(), "trace".into(), path]);
     let outcome = Command::new(command, folder.path()).run();
-    assert_eq!(outcome.end, End::Status(2), "{}", outcome.error_text());
+    assert_eq!(outcome.end, End::Status(125), "{}", outcome.error_text());
     assert!(
         outcome.error_text().contains("setuid") && outcome.error_text().contains("as root"),
         "{}",

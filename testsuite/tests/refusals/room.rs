@@ -19,7 +19,7 @@ fn record_after(script: &str, folder: &Scratch, trace: &str) -> Outcome {
 
 /// The program was not started, and the error says this.
 fn check_refused(outcome: &Outcome, texts: &[&str]) {
-    assert_eq!(outcome.end, End::Status(3), "{}", outcome.error_text());
+    assert_eq!(outcome.end, End::Status(125), "{}", outcome.error_text());
     assert!(!outcome.text().contains(RAN), "it was started");
     for text in texts {
         assert!(outcome.error_text().contains(text), "`{text}` is not in: {}", outcome.error_text());
@@ -88,7 +88,7 @@ fn no_descriptors_are_left() {
         if outcome.text().contains(RAN) {
             assert_eq!(outcome.end, End::Status(6), "{}", outcome.error_text());
         } else {
-            assert!(matches!(outcome.end, End::Status(3 | 127)), "{:?}: {}", outcome.end, outcome.error_text());
+            assert!(matches!(outcome.end, End::Status(125 | 127)), "{:?}: {}", outcome.end, outcome.error_text());
             assert!(!outcome.error_text().is_empty());
         }
     }
