@@ -9,7 +9,7 @@ use std::{
     fs::{self, File},
     io,
     mem::offset_of,
-    os::unix::fs::MetadataExt,
+    os::{fd::AsRawFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -109,7 +109,7 @@ impl Armory {
     pub(crate) fn new() -> io::Result<Self> {
         let agent = Agent::native();
         let agent_file = shared::sealed_file(c"trapline-agent", agent.bytes())?;
-        let agent_path = shared::path_for_others(&agent_file);
+        let agent_path = shared::path_for_others(agent_file.as_raw_fd());
         Ok(Self {
             agent,
             injected: Agent::injected(),

@@ -22,6 +22,7 @@ mod error;
 mod exec;
 mod frame;
 mod guard;
+mod handing;
 mod inject;
 mod launch;
 mod leave;

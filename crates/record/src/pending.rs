@@ -3,7 +3,7 @@
 //! Owns [`Pending`]. [`crate::arm`] and [`crate::sandbox`] fill it from what the process has mapped; the [tracer](crate::tracer) has it done by a stopped
 //! thread. Invariant: nothing is changed before [`Pending::commit`]; there, memory is mapped first, and only where nothing is, and code is edited last.
 
-use std::{mem::offset_of, sync::Arc};
+use std::{mem::offset_of, os::fd::AsRawFd, sync::Arc};
 
 use trapline_abi::agent::{Config, StubArea};
 use trapline_engine::{Addr, AddrRange};
@@ -18,7 +18,7 @@ use crate::{
     sys::{
         maps::{self, Mapping},
         memory::Memory,
-        shared::{self, SharedMemory},
+        shared::SharedMemory,
     },
     text::Pieces,
 };
@@ -81,7 +81,7 @@ impl Pending {
         let len_bytes = (len_bytes as u64).next_multiple_of(4096);
         self.reserve(AddrRange::new(at, len_bytes));
         let mapping = SharedMapping {
-            path: shared::path_for_others(shared.file()),
+            descriptor: shared.file().as_raw_fd(),
             at,
             len_bytes,
             protection: libc::PROT_READ | libc::PROT_EXEC,

@@ -5,6 +5,7 @@
 
 use std::{
     io,
+    os::fd::{AsRawFd, RawFd},
     sync::atomic::{AtomicU64, Ordering},
 };
 
@@ -67,9 +68,9 @@ impl Pool {
         pool::pool_bytes(self.chunk_count) as u64
     }
 
-    /// By which path targets open it.
-    pub(crate) fn path(&self) -> String {
-        shared::path_for_others(self.memory.file())
+    /// The descriptor by which targets map it.
+    pub(crate) fn descriptor(&self) -> RawFd {
+        self.memory.file().as_raw_fd()
     }
 
     /// Its header.

@@ -100,14 +100,14 @@ impl fmt::Display for Refusal {
                 "process {tracer} ({name}) traces it already, and there can be one tracer only; end that first (gdb: `detach`)"
             ),
             Self::OtherUser { user } => {
-                write!(f, "it runs as another user ({user}); run trapline as that user, by `sudo -u '#{user}'`")
+                write!(f, "it runs as another user ({user}); run trapline as root, or as that user, by `sudo -u '#{user}'`")
             }
             Self::ChangedUser { user, rights } => write!(
                 f,
                 "user {user} started it and it has the rights of user {rights} (setuid); record the program as that user, by `sudo -u '#{rights}' trapline record`"
             ),
             Self::OtherNamespace => {
-                f.write_str("it is in a container (another mount or pid namespace); run trapline there, by `nsenter`")
+                f.write_str("it is in a container (another mount or pid namespace); run trapline with CAP_SYS_PTRACE, or there, by `nsenter`")
             }
             Self::NotDumpable => f.write_str(
                 "it may not be traced: it has changed its user or holds secrets (PR_SET_DUMPABLE); run trapline with CAP_SYS_PTRACE",
@@ -274,16 +274,19 @@ impl Status {
         if self.field("State").starts_with('T') {
             found.push(Refusal::Stopped);
         }
+        // The kernel asks who may trace all no more than that.
+        let sees_all = may_trace_all();
         // Real, effective, saved, of files.
         let users: Vec<u32> = self.field("Uid").split_whitespace().filter_map(|user| user.parse().ok()).collect();
-        if let [user, rights, ..] = users[..] {
+        if let ([user, rights, ..], false) = (&users[..], sees_all) {
+            let (user, rights) = (*user, *rights);
             if user != rights {
                 found.push(Refusal::ChangedUser { user, rights });
             } else if let Some(&user) = users.iter().find(|user| **user != spawn::user()) {
                 found.push(Refusal::OtherUser { user });
             }
         }
-        if ["mnt", "pid"].into_iter().any(|kind| is_elsewhere(pid, kind)) {
+        if !sees_all && ["mnt", "pid"].into_iter().any(|kind| is_elsewhere(pid, kind)) {
             found.push(Refusal::OtherNamespace);
         }
         if !["", "0"].contains(&self.field("Seccomp")) {

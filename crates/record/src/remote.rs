@@ -125,6 +125,11 @@ impl Remote {
         Ok(remote)
     }
 
+    /// The thread.
+    pub(crate) fn tid(&self) -> Tid {
+        self.tid
+    }
+
     /// The stack pointer while it works.
     pub(crate) fn stack_pointer(&self) -> Addr {
         Addr::new(self.registers.rsp).offset(self.stack_offset)

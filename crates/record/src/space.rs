@@ -8,6 +8,7 @@ use std::{
     collections::HashMap,
     io,
     mem::offset_of,
+    os::fd::RawFd,
     sync::{Arc, atomic::Ordering},
 };
 
@@ -22,6 +23,7 @@ use trapline_trace::Load;
 
 use crate::{
     arm::KnownModule,
+    handing,
     inject::{Gadgets, ThreadRoom},
     leave::Footprint,
     pool::{Pool, Taken},
@@ -220,7 +222,7 @@ impl Space {
         holes: &[Mapping],
     ) -> io::Result<()> {
         let mut mapping = SharedMapping {
-            path: pool.path(),
+            descriptor: pool.descriptor(),
             at: self.pool_at,
             len_bytes: pool.len_bytes(),
             protection: libc::PROT_READ | libc::PROT_WRITE,
@@ -299,8 +301,8 @@ impl Space {
 /// Memory of ours that a target is to map.
 #[derive(Debug)]
 pub(crate) struct SharedMapping {
-    /// By which path it opens it.
-    pub(crate) path: String,
+    /// Of our descriptors, the one that it is.
+    pub(crate) descriptor: RawFd,
     /// Where; 0 for wherever the kernel likes.
     pub(crate) at: Addr,
     /// How much.
@@ -312,16 +314,12 @@ pub(crate) struct SharedMapping {
 }
 
 impl SharedMapping {
-    /// Has a stopped thread map it. What lies below its stack pointer and the red zone (System V psABI, "The Stack Frame") is used for the path.
+    /// Has a stopped thread map it. What lies below its stack pointer and the red zone (System V psABI, "The Stack Frame") is used for what it is told.
     pub(crate) fn make(&self, remote: &mut Remote, memory: &Memory) -> io::Result<Addr> {
-        const BELOW_STACK_BYTES: i64 = 128 + 512;
-        let path = [self.path.as_bytes(), &[0]].concat();
-        let path_at = remote.stack_pointer().offset(-BELOW_STACK_BYTES);
-        memory.write(path_at, &path)?;
-        let access = if self.protection & libc::PROT_WRITE != 0 { libc::O_RDWR } else { libc::O_RDONLY };
-        let flags = u64::from((access | libc::O_CLOEXEC).cast_unsigned());
-        let here = i64::from(libc::AT_FDCWD).cast_unsigned();
-        let descriptor = remote.syscall(libc::SYS_openat, [here, path_at.value(), flags, 0, 0, 0])?;
+        const RED_ZONE_BYTES: i64 = 128;
+        let room = remote.stack_pointer().offset(-RED_ZONE_BYTES - handing::STACK_BYTES);
+        let is_to_write = self.protection & libc::PROT_WRITE != 0;
+        let descriptor = handing::open(remote, memory, room, self.descriptor, is_to_write)?;
         let flags = libc::MAP_SHARED | self.flags;
         let mapped = remote.map(self.at, self.len_bytes, self.protection, flags, descriptor.cast_signed());
         remote.syscall(libc::SYS_close, [descriptor, 0, 0, 0, 0, 0])?;

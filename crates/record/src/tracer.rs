@@ -678,12 +678,12 @@ fn status_field(tid: Tid, name: &str) -> Option<String> {
 }
 
 /// The id of a thread's process.
-fn thread_group(tid: Tid) -> Option<Tid> {
+pub(crate) fn thread_group(tid: Tid) -> Option<Tid> {
     status_field(tid, "Tgid:")?.parse().ok()
 }
 
 /// A thread's id as its own pid namespace numbers it.
-fn id_inside(tid: Tid) -> u32 {
+pub(crate) fn id_inside(tid: Tid) -> u32 {
     let ids = status_field(tid, "NSpid:");
     let inside = ids.as_deref().and_then(|ids| ids.split_whitespace().last()).and_then(|id| id.parse().ok());
     inside.unwrap_or(tid.cast_unsigned())

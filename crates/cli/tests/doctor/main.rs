@@ -136,6 +136,17 @@ fn check_fine(directory: &Directory, pid: u32) {
     assert!(told.contains("can be recorded"), "{told}");
 }
 
+/// A process that can be recorded, and is.
+fn check_recorded(directory: &Directory, pid: u32) {
+    check_fine(directory, pid);
+    let output = directory.trapline(&["record", "-o", "trace", "--duration", "0.1", "-p", &pid.to_string()]);
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && told.contains("of 1 process"), "{told}");
+    assert_eq!(field(pid, "TracerPid:"), "0");
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).expect("it runs on");
+    assert!(!maps.contains("trapline"), "{maps}");
+}
+
 /// What is in the way of a process, first of all `name`, is told with these words, by `record` as well, and leaves it in the state that it was in.
 fn check(directory: &Directory, pid: u32, name: &str, words: &[&str]) {
     // A tracer that comes wakes who sleeps.
@@ -304,7 +315,7 @@ fn other_users() {
     let program = guest(&directory, &[]).expect("a program");
     let open = Guest::ready(&directory, &[&NOBODY[..], &[&program]].concat());
     assert_eq!(refusals(&as_nobody(&copy, open.pid())), Vec::<&str>::new());
-    check(&directory, open.pid(), "other-user", &["sudo -u '#65534'"]);
+    check_recorded(&directory, open.pid());
     let secret = Guest::ready(&directory, &[&NOBODY[..], &[&program, "secret"]].concat());
     assert_eq!(refusals(&as_nobody(&copy, secret.pid())), ["not-dumpable"]);
 }
@@ -314,22 +325,34 @@ fn a_setuid_program() {
     if !is_root() {
         return;
     }
-    let (directory, _) = open_to_all("doctor-setuid");
+    let (directory, copy) = open_to_all("doctor-setuid");
     let program = guest(&directory, &[]).expect("a program");
     fs::set_permissions(&program, fs::Permissions::from_mode(0o4755)).expect("a file of our own");
     let guest = Guest::ready(&directory, &[&NOBODY[..], &[&program]].concat());
-    check(&directory, guest.pid(), "setuid", &["user 65534 started it", "rights of user 0"]);
+    let answer = as_nobody(&copy, guest.pid());
+    assert_eq!(refusals(&answer).first(), Some(&"setuid"), "{answer}");
+    let text = answer["process"]["refusals"][0]["text"].as_str().expect("a text");
+    assert!(text.contains("user 65534 started it") && text.contains("rights of user 0"), "{text}");
+    check_recorded(&directory, guest.pid());
 }
 
 #[test]
-fn another_mount_namespace() {
+fn other_namespaces() {
     if !is_root() {
         return;
     }
-    let directory = Directory::new("doctor-namespace");
+    let (directory, copy) = open_to_all("doctor-namespace");
     let program = guest(&directory, &[]).expect("a program");
-    let guest = Guest::ready(&directory, &["/usr/bin/unshare", "--mount", &program]);
-    check(&directory, guest.pid(), "other-namespace", &["nsenter"]);
+    let unshared = Guest::ready(&directory, &["/usr/bin/unshare", "--mount", &program]);
+    assert!(refusals(&as_nobody(&copy, unshared.pid())).contains(&"other-namespace"));
+    check_recorded(&directory, unshared.pid());
+    // Its number is another one inside, and neither it nor the files of our processes can be seen there.
+    let words = ["/usr/bin/unshare", "--mount", "--pid", "--net", "--fork", "--mount-proc", "--kill-child", &program];
+    let container = Guest::ready(&directory, &words);
+    let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", container.pid())).expect("a list");
+    let inside = children.trim().parse().expect("one child");
+    assert_eq!(field(inside, "NSpid:").split_whitespace().last(), Some("1"));
+    check_recorded(&directory, inside);
 }
 
 #[test]

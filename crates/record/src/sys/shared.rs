@@ -6,7 +6,7 @@ use std::{
     ffi::CStr,
     fs::File,
     io::{self, Write},
-    os::fd::{AsRawFd, FromRawFd},
+    os::fd::{AsRawFd, FromRawFd, RawFd},
     ptr::NonNull,
     sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering},
 };
@@ -57,9 +57,9 @@ pub(crate) fn sealed_file(name: &CStr, content: &[u8]) -> io::Result<File> {
     Ok(file)
 }
 
-/// The path by which other processes of the same user open `file`.
-pub(crate) fn path_for_others(file: &File) -> String {
-    format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd())
+/// The path by which other processes of the same user open a file that we have open.
+pub(crate) fn path_for_others(descriptor: RawFd) -> String {
+    format!("/proc/{}/fd/{descriptor}", std::process::id())
 }
 
 /// A mapping of a file without a name, all zero at first. Pages that nobody touched take no memory.
