@@ -1,11 +1,27 @@
 // No address space left for anybody: traced calls go on, to depths that were never reached before.
 #include "check.h"
+#include <stdint.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 
 TRACED long deeper(long depth) { return depth == 0 ? 0 : OPAQUE(deeper(depth - 1)) + 1; }
 
+// Shadows are mapped by blocks of the stack, whichever a stack begins in.
+#define BLOCK_BITS 20
+#define NEEDED_BYTES (128 << 10)
+
+// Has the kernel make the stack as large as is needed.
+static __attribute__((noinline)) void reach(void) {
+    volatile char room[NEEDED_BYTES];
+    room[0] = 0;
+}
+
 int main(void) {
+    uintptr_t here = (uintptr_t)__builtin_frame_address(0);
+    // No other block begins in what is needed below.
+    if (here >> BLOCK_BITS != (here - NEEDED_BYTES) >> BLOCK_BITS)
+        *(volatile char *)__builtin_alloca(NEEDED_BYTES) = 0;
+    reach();
     printf("before %ld\n", deeper(10));
     struct rlimit none = {1 << 20, 1 << 20};
     EXPECT(setrlimit(RLIMIT_AS, &none) == 0);

@@ -144,7 +144,7 @@ fn check_recorded(directory: &Directory, pid: u32) {
     assert!(output.status.success() && told.contains("of 1 process"), "{told}");
     assert_eq!(field(pid, "TracerPid:"), "0");
     let maps = fs::read_to_string(format!("/proc/{pid}/maps")).expect("it runs on");
-    assert!(!maps.contains("trapline"), "{maps}");
+    assert!(!maps.contains("memfd:trapline"), "{maps}");
 }
 
 /// What is in the way of a process, first of all `name`, is told with these words, by `record` as well, and leaves it in the state that it was in.
@@ -343,7 +343,7 @@ fn other_namespaces() {
     }
     let (directory, copy) = open_to_all("doctor-namespace");
     let program = guest(&directory, &[]).expect("a program");
-    let unshared = Guest::ready(&directory, &["/usr/bin/unshare", "--mount", &program]);
+    let unshared = Guest::ready(&directory, &[&["/usr/bin/unshare", "--mount"], &NOBODY[..], &[&program]].concat());
     assert!(refusals(&as_nobody(&copy, unshared.pid())).contains(&"other-namespace"));
     check_recorded(&directory, unshared.pid());
     // Its number is another one inside, and neither it nor the files of our processes can be seen there.
