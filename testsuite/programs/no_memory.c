@@ -12,8 +12,7 @@ TRACED long deeper(long depth) { return depth == 0 ? 0 : OPAQUE(deeper(depth - 1
 
 // Has the kernel make the stack as large as is needed.
 static __attribute__((noinline)) void reach(void) {
-    volatile char room[NEEDED_BYTES];
-    room[0] = 0;
+    *(volatile char *)__builtin_alloca(NEEDED_BYTES) = 0;
 }
 
 int main(void) {
