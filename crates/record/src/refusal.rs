@@ -204,7 +204,7 @@ fn everything(pid: Tid) -> Vec<Refusal> {
         return vec![refusal];
     }
     let of_program = of_program(&PathBuf::from(format!("/proc/{pid}/exe")));
-    status.of_process(pid).into_iter().chain(of_program).collect()
+    status.of_process(pid, may_trace_all()).into_iter().chain(of_program).collect()
 }
 
 /// Why the kernel did not let us trace a thread of a process.
@@ -263,7 +263,8 @@ impl Status {
         (self.field("State").starts_with(['Z', 'X']) && threads <= 1).then_some(Refusal::Zombie)
     }
 
-    fn of_process(&self, pid: Tid) -> Vec<Refusal> {
+    /// What is in the way, for who may trace all or not: the kernel asks those no more than that.
+    fn of_process(&self, pid: Tid, may_trace_all: bool) -> Vec<Refusal> {
         let mut found = Vec::new();
         let tracer = self.field("TracerPid").parse().unwrap_or(0);
         if tracer != 0 && tracer != spawn::own_tid() {
@@ -274,11 +275,9 @@ impl Status {
         if self.field("State").starts_with('T') {
             found.push(Refusal::Stopped);
         }
-        // The kernel asks who may trace all no more than that.
-        let sees_all = may_trace_all();
         // Real, effective, saved, of files.
         let users: Vec<u32> = self.field("Uid").split_whitespace().filter_map(|user| user.parse().ok()).collect();
-        if let ([user, rights, ..], false) = (&users[..], sees_all) {
+        if let ([user, rights, ..], false) = (&users[..], may_trace_all) {
             let (user, rights) = (*user, *rights);
             if user != rights {
                 found.push(Refusal::ChangedUser { user, rights });
@@ -286,7 +285,7 @@ impl Status {
                 found.push(Refusal::OtherUser { user });
             }
         }
-        if !sees_all && ["mnt", "pid"].into_iter().any(|kind| is_elsewhere(pid, kind)) {
+        if !may_trace_all && ["mnt", "pid"].into_iter().any(|kind| is_elsewhere(pid, kind)) {
             found.push(Refusal::OtherNamespace);
         }
         if !["", "0"].contains(&self.field("Seccomp")) {
@@ -353,7 +352,7 @@ mod tests {
     fn everything_is_told_that_a_status_shows() {
         let own = std::process::id().cast_signed();
         let other = spawn::user() + 1;
-        let status = |text: &str| Status(format!("{text}\nSeccomp:\t0\n")).of_process(own);
+        let status = |text: &str| Status(format!("{text}\nSeccomp:\t0\n")).of_process(own, false);
         assert_eq!(status(&format!("State:\tS\nUid:\t{0}\t{0}\t{0}\t{0}", spawn::user())), []);
         let changed = Refusal::ChangedUser { user: other, rights: spawn::user() };
         assert_eq!(
