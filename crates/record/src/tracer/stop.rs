@@ -114,15 +114,15 @@ impl Tracer<'_> {
 
     /// Waits until all of a crowd stand still that were interrupted. Returns whether they do in time.
     fn settle(&mut self, still: &mut Still, until: Instant) -> bool {
-        loop {
+        // After every event: others may have events without end, and the crowd is not to wait for them.
+        while !self.is_settled(still) {
             match ptrace::poll_any() {
                 Ok(Some((tid, stop))) => {
                     self.park(still, tid, stop);
                     continue;
                 }
-                Ok(None) if self.is_settled(still) => return true,
                 Ok(None) => {}
-                Err(_) => return self.is_settled(still),
+                Err(_) => return false,
             }
             let Some(left) = until.checked_duration_since(Instant::now()) else { return false };
             // Rounded up: a wait for nothing is none.
@@ -134,6 +134,7 @@ impl Tracer<'_> {
                 self.find_zombies(still);
             }
         }
+        true
     }
 
     /// Whether all of a crowd stand still.
