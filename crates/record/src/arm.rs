@@ -86,6 +86,8 @@ pub(crate) struct KnownModule {
     /// Indices of the functions that are to be armed.
     selected: Vec<usize>,
     shims: Vec<Shimmed>,
+    /// Where its unwinder is, before the load bias is added.
+    unwinder: Option<AddrRange>,
 }
 
 /// What is known of files, whatever process maps them.
@@ -336,7 +338,8 @@ impl Armory {
         let known = image.map(|image| (shims::find(&image), image)).filter(|(shims, _)| !shims.is_empty());
         let known = known.map(|(shims, image)| {
             let id = self.new_module();
-            Arc::new(KnownModule { id, is_listed: false, first_site: 0, image, selected: Vec::new(), shims })
+            let unwinder = shims::unwinder(&image);
+            Arc::new(KnownModule { id, is_listed: false, first_site: 0, image, selected: Vec::new(), shims, unwinder })
         });
         self.others.entry(key).or_insert(known).clone()
     }
@@ -404,7 +407,8 @@ impl Armory {
             writer.module(&Module { id, path: &path, build_id: build_id.as_deref(), first_site, functions: &listed })
         });
         let shims = shims::find(&image);
-        Ok(KnownModule { id, is_listed: true, first_site, image, selected, shims })
+        let unwinder = shims::unwinder(&image).filter(|_| !shims.is_empty());
+        Ok(KnownModule { id, is_listed: true, first_site, image, selected, shims, unwinder })
     }
 
     fn prepare_module(
@@ -446,9 +450,9 @@ impl Armory {
             *self.coverage.untraced.entry(reason.code().to_owned()).or_default() += 1;
         }
         let of_unwinders = writes_of_shims(module, loaded.bias, &armed.writes);
-        let unwinder = (!module.shims.is_empty()).then(|| shims::unwinder(&module.image)).flatten();
-        let unwinder =
-            unwinder.map(|range| AddrRange::new(range.start.offset(loaded.bias.cast_signed()), range.len_bytes()));
+        let to_process =
+            |range: AddrRange| AddrRange::new(range.start.offset(loaded.bias.cast_signed()), range.len_bytes());
+        let unwinder = module.unwinder.map(to_process);
         let (sites, writes) = (armed.sites, armed.writes);
         let stubs = Stubs { at: stubs_at, memory: shared, sites, writes, of_unwinders, unwinder };
         space.stubs.insert(loaded.key(), Arc::new(stubs));

@@ -122,13 +122,16 @@ impl Footprint {
     /// If nobody is inside, moves threads out of our code, takes the hooks from their returns and leads unwinders as they were, and nothing leads to us any
     /// more. Otherwise changes nothing, and returns who is.
     pub(crate) fn lead_out(&mut self, threads: &[Tid], memory: &Memory) -> io::Result<Vec<Inside>> {
+        let Some(&any) = threads.first() else { return Ok(Vec::new()) };
+        let mappings = maps::read(any)?;
         let mut places = None;
         let mut inside = Vec::new();
-        let (mut outside, mut moved) = (Vec::with_capacity(threads.len()), Vec::new());
+        let (mut stacks, mut outside, mut moved) = (Vec::with_capacity(threads.len()), Vec::new(), Vec::new());
         for &tid in threads {
             let mut registers = ptrace::registers(tid)?;
             self.let_begin(tid, &mut registers, memory)?;
             let at = Addr::new(registers.rip);
+            stacks.push(Addr::new(registers.rsp));
             let place = self.led_out(&mut registers, memory, &mut places)?;
             if registers.rip != at.value() {
                 moved.push((tid, registers));
@@ -139,14 +142,16 @@ impl Footprint {
                 Place::Outside => outside.push((tid, registers)),
             }
         }
-        inside.extend(self.inside(&outside, memory)?);
-        let Some(&any) = threads.first().filter(|_| inside.is_empty()) else { return Ok(inside) };
+        inside.extend(self.inside(&outside, memory, &mappings)?);
+        if !inside.is_empty() {
+            return Ok(inside);
+        }
         // A thread that goes on where its function begins may have been through the entry: nothing may lead there any more.
         for (tid, registers) in moved {
             ptrace::set_registers(tid, &registers)?;
         }
         let slots = self.hooked_slots(any, memory)?;
-        let contexts = self.contexts(threads, memory, &slots)?;
+        let contexts = self.contexts(&stacks, memory, &mappings, &slots);
         for (word, return_address) in slots.iter().chain(&contexts) {
             memory.write_word(*word, *return_address)?;
         }
@@ -202,17 +207,21 @@ impl Footprint {
     }
 
     /// Who of these threads, none of which is in our code, comes back to us, or may be in an unwinder that has read a slot that is hooked.
-    fn inside(&self, threads: &[(Tid, libc::user_regs_struct)], memory: &Memory) -> io::Result<Vec<Inside>> {
+    fn inside(
+        &self,
+        threads: &[(Tid, libc::user_regs_struct)],
+        memory: &Memory,
+        mappings: &[Mapping],
+    ) -> io::Result<Vec<Inside>> {
         let mut inside = Vec::new();
         // A word counts by the call before it.
         let walking = RangeSet::new([AddrRange::new(self.agent.walking.offset(-1), 1)]);
         let Some(&(any, _)) = threads.first() else { return Ok(inside) };
         let process = OtherProcess::new(any)?;
-        let mappings = maps::read(any)?;
         let contexts = RangeSet::new(self.code.iter().chain(&self.unwinders).copied());
         for (tid, registers) in threads {
             let blocker = process.blocker_of(*tid, registers, &walking, &contexts).map(|blocker| blocker.at);
-            let at = || self.may_work_for_unwinder(registers, memory, &mappings).then_some(Addr::new(registers.rip));
+            let at = || self.may_work_for_unwinder(registers, memory, mappings).then_some(Addr::new(registers.rip));
             inside.extend(blocker.or_else(at).map(|at| Inside { tid: *tid, at }));
         }
         Ok(inside)
@@ -277,16 +286,22 @@ impl Footprint {
         Ok(slots)
     }
 
-    /// What unwinders have on these threads' stacks of slots that are hooked: each word, and the return address that belongs there. The first phase of an exception
+    /// What unwinders have, on stacks in use from here up, of slots that are hooked: each word, and the return address that belongs there. The first phase of an exception
     /// is a walk over a copy of what the unwinder begins the second one with, where it itself returns to. It has asked about itself then.
-    fn contexts(&self, threads: &[Tid], memory: &Memory, slots: &[(Addr, u64)]) -> io::Result<Vec<(Addr, u64)>> {
+    fn contexts(
+        &self,
+        stacks: &[Addr],
+        memory: &Memory,
+        mappings: &[Mapping],
+        slots: &[(Addr, u64)],
+    ) -> Vec<(Addr, u64)> {
         let mut contexts = Vec::new();
-        let Some(&any) = threads.first().filter(|_| !self.unwinders.is_empty()) else { return Ok(contexts) };
+        if self.unwinders.is_empty() {
+            return contexts;
+        }
         let returns: HashMap<Addr, u64> = slots.iter().copied().collect();
-        let mappings = maps::read(any)?;
-        for &tid in threads {
-            let stack = Addr::new(ptrace::registers(tid)?.rsp);
-            let Some(end) = end_of_mapping(stack, &mappings) else { continue };
+        for &stack in stacks {
+            let Some(end) = end_of_mapping(stack, mappings) else { continue };
             let Ok(bytes) = memory.read_vec(stack, usize::try_from(end.distance_from(stack)).unwrap_or(0)) else {
                 continue;
             };
@@ -304,7 +319,7 @@ impl Footprint {
                 }
             }
         }
-        Ok(contexts)
+        contexts
     }
 
     /// The same, of the part of a stack that a page of shadows is for.

@@ -1,7 +1,8 @@
 //! Every call of the operating system that the recorder makes, each behind a safe function.
 //!
 //! Owns ptrace and wait ([`ptrace`]), a target's memory ([`memory`]), its mappings ([`maps`]), shared memory of our own ([`shared`]), descriptors of
-//! others ([`descriptors`]), and the start of a child ([`spawn`]). Nobody else in this crate is unsafe. Invariant: an error is the kernel's own, and whoever calls adds what was being done.
+//! others ([`descriptors`]), and the start of a child ([`spawn`]). Nobody else in this crate is unsafe. Invariant: an error is the kernel's own, and
+//! whoever calls adds what was being done.
 
 pub(crate) mod descriptors;
 pub(crate) mod maps;

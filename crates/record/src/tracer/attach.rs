@@ -430,6 +430,8 @@ impl Tracer<'_> {
             };
             if let Some(mut still) = self.stop(Crowd::Space(id), patience) {
                 let stopped = Instant::now();
+                // An error, here and below, means that the process is about to end.
+                let _ = footprint.hold_unwinders(&memory, true);
                 loop {
                     let threads = still.threads();
                     let led = footprint.disarm(&memory).and_then(|()| footprint.lead_out(&threads, &memory));
@@ -445,14 +447,10 @@ impl Tracer<'_> {
                     };
                     inside = *first;
                     let tids: Vec<Tid> = still_inside.iter().map(|inside| inside.tid).collect();
-                    if footprint.hold_unwinders(&memory, true).is_err()
-                        || stopped.elapsed() > NUDGING
-                        || !self.nudge(&mut still, &tids, patience)
-                    {
+                    if stopped.elapsed() > NUDGING || !self.nudge(&mut still, &tids, patience) {
                         break;
                     }
                 }
-                // An error means that the process is about to end.
                 let _ = footprint.hold_unwinders(&memory, false);
                 self.resume_all(&still);
             }
