@@ -1,6 +1,6 @@
 //! The agent's own unwind information, for unwinders of the program.
 //!
-//! Owns the answer for an address of the agent's code: a binary search of its `.eh_frame_hdr` (Linux Standard Base, "Exception Frames"). The C library knows only
+//! Owns the search of tables, and the answer for an address of the agent's code, from its `.eh_frame_hdr` (Linux Standard Base, "Exception Frames"). The C library knows only
 //! the objects that the dynamic linker has loaded, which the agent may not be. Invariant: async-signal-safe.
 
 use crate::arch;
@@ -63,25 +63,30 @@ fn table() -> Option<u64> {
     (unsafe { read::<u32>(at) } == HEADER).then_some(at)
 }
 
-/// The unwind information of the function that `address` is in, and the function's beginning.
-fn find(address: u64) -> Option<(u64, u64)> {
-    const LENGTH_AT: u64 = 12;
-    let table = table()?;
-    // SAFETY: the linker has written the table.
-    let count = u64::from(unsafe { read::<u32>(table + COUNT_AT) });
-    // SAFETY: asked for the pairs of the table, which has as many as it says.
-    let from_table = |at: u64| table.wrapping_add_signed(i64::from(unsafe { read::<i32>(at) }));
-    let pair = |index: u64| table + PAIRS_AT + index * PAIR_BYTES;
+/// The last of `count` keys in ascending order that is not above `wanted`.
+pub(crate) fn last_not_above(count: u32, key: impl Fn(u32) -> u64, wanted: u64) -> Option<u32> {
     let (mut low, mut high) = (0, count);
     while low < high {
         let middle = low + (high - low) / 2;
-        if from_table(pair(middle)) <= address {
+        if key(middle) <= wanted {
             low = middle + 1;
         } else {
             high = middle;
         }
     }
-    let last = pair(low.checked_sub(1)?);
+    low.checked_sub(1)
+}
+
+/// The unwind information of the function that `address` is in, and the function's beginning.
+fn find(address: u64) -> Option<(u64, u64)> {
+    const LENGTH_AT: u64 = 12;
+    let table = table()?;
+    // SAFETY: the linker has written the table.
+    let count = unsafe { read::<u32>(table + COUNT_AT) };
+    // SAFETY: asked for the pairs of the table, which has as many as it says.
+    let from_table = |at: u64| table.wrapping_add_signed(i64::from(unsafe { read::<i32>(at) }));
+    let pair = |index: u32| table + PAIRS_AT + u64::from(index) * PAIR_BYTES;
+    let last = pair(last_not_above(count, |index| from_table(pair(index)), address)?);
     let (function, information) = (from_table(last), from_table(last + PAIR_BYTES / 2));
     // SAFETY: an entry of `.eh_frame` has its length, its CIE, the function's beginning and its size in 4 bytes each.
     let len_bytes = u64::from(unsafe { read::<u32>(information + LENGTH_AT) });

@@ -19,7 +19,10 @@ use trapline_abi::{
     thread::{SHADOW_RETURN, shadow_address},
 };
 
-use crate::arch::{self, Code};
+use crate::{
+    arch::{self, Code},
+    tables,
+};
 
 /// The unwinder's state at a frame; opaque.
 #[derive(Debug)]
@@ -208,16 +211,7 @@ fn place_in(area: &StubArea, area_at: u64, offset: u64) -> Option<Place> {
         // SAFETY: (1) the index is less than the count; (2) the table is aligned, and never changes.
         unsafe { *(at as *const StubPlace) }
     };
-    let (mut low, mut high) = (0, area.place_count);
-    while low < high {
-        let middle = low + (high - low) / 2;
-        if u64::from(place_at(middle).stub) <= offset {
-            low = middle + 1;
-        } else {
-            high = middle;
-        }
-    }
-    let index = low.checked_sub(1)?;
+    let index = tables::last_not_above(area.place_count, |index| u64::from(place_at(index).stub), offset)?;
     let code_at = |code: i32| area_at.wrapping_add_signed(i64::from(code));
     match place_at(index).code {
         NO_CODE => None,
