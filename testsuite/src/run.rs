@@ -191,9 +191,17 @@ pub fn signal(name: &str, whom: &str) {
 /// # Panics
 /// The file does not come.
 pub fn wait_for(path: &Path) {
+    wait_until(&path.display(), || path.exists());
+}
+
+/// Waits until something is so that nobody tells us of.
+///
+/// # Panics
+/// It takes too long; `what` says what did not come.
+pub fn wait_until(what: &dyn fmt::Display, is_so: impl Fn() -> bool) {
     let deadline = Instant::now() + PATIENCE;
-    while !path.exists() {
-        assert!(Instant::now() < deadline, "{} does not come", path.display());
+    while !is_so() {
+        assert!(Instant::now() < deadline, "{what} does not come");
         thread::sleep(Duration::from_millis(2));
     }
 }

@@ -3,7 +3,7 @@
 //! Owns [`Check`]. For each optimisation level, the program runs bare, recorded, recorded with all of its libraries, and the same in a process that was
 //! running before the recorder came. Outputs, exit status and signal have to be the same, and the trace has to have as many calls as the program says it made.
 
-use std::{ffi::OsString, fs, path::Path, process, thread, time::Duration, time::Instant};
+use std::{ffi::OsString, fs, path::Path, process};
 
 use crate::{
     compare,
@@ -24,6 +24,14 @@ pub struct Check {
     is_count_of_the_moment: bool,
     may_tear: bool,
     normalise: fn(&str) -> String,
+}
+
+/// A program that was compiled, and what it does without a recorder.
+struct Guest {
+    scratch: Scratch,
+    optimised: Optimised,
+    command: Command,
+    bare: Outcome,
 }
 
 impl Check {
@@ -59,8 +67,13 @@ impl Check {
     /// # Panics
     /// Anything is otherwise than without trapline: with everything that was found.
     pub fn run(self) {
-        let mut complaints = self.complaints(trapline::record);
-        complaints.extend(Optimised::BOTH.into_iter().flat_map(|optimised| self.complaints_attached(optimised)));
+        let complaints_at = |optimised| {
+            let guest = self.guest(optimised);
+            let mut complaints = self.complaints_of(&guest, trapline::record);
+            complaints.extend(self.complaints_attached(&guest));
+            complaints
+        };
+        let complaints: Vec<String> = Optimised::BOTH.into_iter().flat_map(complaints_at).collect();
         assert!(complaints.is_empty(), "{} complaints\n{}", complaints.len(), complaints.join("\n"));
     }
 
@@ -69,31 +82,34 @@ impl Check {
     /// # Panics
     /// The program does not work even without a recorder.
     pub fn complaints(self, record: fn(&Path, &[&str]) -> Vec<OsString>) -> Vec<String> {
-        Optimised::BOTH.into_iter().flat_map(|optimised| self.complaints_at(optimised, record)).collect()
+        Optimised::BOTH.into_iter().flat_map(|optimised| self.complaints_of(&self.guest(optimised), record)).collect()
     }
 
-    fn complaints_at(self, optimised: Optimised, record: fn(&Path, &[&str]) -> Vec<OsString>) -> Vec<String> {
+    /// Compiles the program, and runs it without a recorder.
+    fn guest(self, optimised: Optimised) -> Guest {
         let scratch = Scratch::new();
         let words = self.program.build(optimised, scratch.path());
         let command = Command::new(words, scratch.path()).input(self.program.input);
         let bare = command.run();
         assert!(!bare.text().contains("FAILED"), "without trapline, {command}: {}", bare.text());
+        Guest { scratch, optimised, command, bare }
+    }
+
+    fn complaints_of(self, guest: &Guest, record: fn(&Path, &[&str]) -> Vec<OsString>) -> Vec<String> {
+        let Guest { scratch, optimised, command, bare } = guest;
         let mut found = Vec::new();
         for (variant, options) in VARIANTS {
             let trace = scratch.join("trace");
             let outcome = command.behind(record(&trace, options)).run();
-            let complaints = self.judge(&bare, &outcome, &trace);
+            let complaints = self.judge(bare, &outcome, &trace);
             found.extend(complaints.iter().map(|text| format!("{command} at {optimised:?}, {variant}: {text}")));
         }
         found
     }
 
     /// The same, of a process that a recorder has come to when it executes the program.
-    fn complaints_attached(self, optimised: Optimised) -> Vec<String> {
-        let scratch = Scratch::new();
-        let words = self.program.build(optimised, scratch.path());
-        let command = Command::new(words, scratch.path()).input(self.program.input);
-        let bare = command.run();
+    fn complaints_attached(self, guest: &Guest) -> Vec<String> {
+        let Guest { scratch, optimised, command, bare } = guest;
         let (trace, gate) = (scratch.join("trace"), scratch.join("go"));
         let made = process::Command::new("mkfifo").arg(&gate).status().expect("coreutils");
         assert!(made.success(), "a pipe with a name: {made}");
@@ -101,15 +117,12 @@ impl Check {
         let words = trapline::attach(&trace, running.pid, &["--lib", "*"]);
         let recorder = Command::new(words, scratch.path()).start();
         let maps = format!("/proc/{}/maps", running.pid);
-        let deadline = Instant::now() + run::PATIENCE;
-        while !fs::read_to_string(&maps).is_ok_and(|maps| maps.contains("trapline-stubs")) && !recorder.has_ended() {
-            assert!(Instant::now() < deadline, "the recorder does not come");
-            thread::sleep(Duration::from_millis(2));
-        }
+        let is_armed = || fs::read_to_string(&maps).is_ok_and(|maps| maps.contains("trapline-stubs"));
+        run::wait_until(&"the recorder", || is_armed() || recorder.has_ended());
         fs::write(&gate, "\n").expect("somebody reads it");
         let outcome = running.finish();
         let recorder = recorder.finish();
-        let mut complaints = self.judge(&bare, &outcome, &trace);
+        let mut complaints = self.judge(bare, &outcome, &trace);
         if recorder.end != End::Status(0) {
             complaints.push(format!("the recorder ended with {:?}: {}", recorder.end, recorder.error_text()));
         }

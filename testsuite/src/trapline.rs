@@ -49,7 +49,7 @@ pub fn record(trace: &Path, options: &[&str]) -> Vec<OsString> {
 
 /// The command that records a process that runs into `trace`.
 pub fn attach(trace: &Path, pid: u32, options: &[&str]) -> Vec<OsString> {
-    let mut words: Vec<OsString> = vec![path().into(), "record".into(), "--quiet".into(), "-o".into(), trace.into()];
+    let mut words: Vec<OsString> = vec![path().into(), "record".into(), "-o".into(), trace.into()];
     words.extend(["-p".into(), pid.to_string().into()]);
     words.extend(options.iter().map(Into::into));
     words

@@ -61,10 +61,7 @@ impl Target {
 
     /// The command that records it.
     fn recorder(&self, options: &[&str]) -> Command {
-        let pid = self.pid.to_string();
-        let trace = self.scratch.join("trace");
-        let mut words = vec![trapline::path().to_owned(), "record".into(), "-p".into(), pid.into(), "-o".into(), trace];
-        words.extend(options.iter().map(Into::into));
+        let words = trapline::attach(&self.scratch.join("trace"), self.pid, options);
         Command::new(&words, self.scratch.path())
     }
 

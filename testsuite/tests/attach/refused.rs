@@ -26,11 +26,7 @@ fn state(pid: u32) -> String {
 }
 
 fn wait_for_state(pid: u32, letter: char) {
-    let deadline = std::time::Instant::now() + run::PATIENCE;
-    while !state(pid).starts_with(letter) {
-        assert!(std::time::Instant::now() < deadline, "{pid} is not {letter}: {}", state(pid));
-        std::thread::yield_now();
-    }
+    run::wait_until(&format!("state {letter} of {pid}"), || state(pid).starts_with(letter));
 }
 
 fn asleep(scratch: &Scratch) -> Running {
