@@ -51,9 +51,8 @@ impl Teller {
     pub(crate) fn command_line(&self, error: &clap::Error) -> u8 {
         if !error.use_stderr() {
             return match error.print() {
-                Err(cause) if cause.kind() != io::ErrorKind::BrokenPipe => {
-                    self.failed(&anyhow::Error::new(cause).context("cannot write to standard output"), true)
-                }
+                Err(cause) if cause.kind() != io::ErrorKind::BrokenPipe => self
+                    .failed(&anyhow::Error::new(cause).context("cannot write to standard output"), self.runs_program),
                 _ => 0,
             };
         }
@@ -63,13 +62,13 @@ impl Teller {
         } else {
             let _ = error.print();
         }
-        self.status(REFUSED, true)
+        status(REFUSED, self.runs_program)
     }
 
     /// Tells an error of a verb. Returns the status. `is_program`: whether a program's status is waited for.
     pub(crate) fn failed(&self, error: &anyhow::Error, is_program: bool) -> u8 {
         let (status, kind) = if error.is::<Refused>() { (REFUSED, "refused") } else { (FAILED, "failed") };
-        let status = self.status(status, is_program);
+        let status = self::status(status, is_program);
         let text = with_causes(error);
         if self.is_json {
             Self::tell_json(status, kind, &text, system_error(error));
@@ -79,14 +78,15 @@ impl Teller {
         status
     }
 
-    fn status(&self, own: u8, is_program: bool) -> u8 {
-        if self.runs_program && is_program { NOT_RUN } else { own }
-    }
-
     fn tell_json(status: u8, kind: &str, message: &str, system_error: Option<i32>) {
         let error = json!({ "kind": kind, "status": status, "message": message, "errno": system_error });
         let _ = writeln!(stderr(), "{}", json!({ "version": JSON_VERSION, "error": error }));
     }
+}
+
+/// The status, of our own or where it is otherwise a program's.
+fn status(own: u8, is_program: bool) -> u8 {
+    if is_program { NOT_RUN } else { own }
 }
 
 /// The number of the system's error that is behind this one.
