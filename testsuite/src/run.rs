@@ -199,8 +199,19 @@ pub fn wait_for(path: &Path) {
 /// # Panics
 /// It takes too long; `what` says what did not come.
 pub fn wait_until(what: &dyn fmt::Display, is_so: impl Fn() -> bool) {
+    wait_some(what, || is_so().then_some(()));
+}
+
+/// Waits for what `look` finds once it is there.
+///
+/// # Panics
+/// It takes too long; `what` says what did not come.
+pub fn wait_some<T>(what: &dyn fmt::Display, mut look: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE;
-    while !is_so() {
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
         assert!(Instant::now() < deadline, "{what} does not come");
         thread::sleep(Duration::from_millis(2));
     }

@@ -32,12 +32,12 @@ fn a_debugger_sees_nothing_afterwards_and_harms_nobody_meanwhile() {
         let mut states = tasks.map(|entry| fs::read_to_string(entry.expect("a thread").path().join("wchan")));
         states.all(|wchan| wchan.is_ok_and(|wchan| wchan != "0")).then_some(())
     };
-    super::wait_some("all threads asleep", asleep);
+    run::wait_some(&"all threads asleep", asleep);
     let (before, told, end) = frames(server.pid(), &scratch);
     assert!(end == End::Status(0) && before.iter().any(|frame| frame.contains("accept")), "{before:?} {told}");
     let recording = Recording::new(&scratch, &[]);
     let recorder = recording.start(server.pid());
-    super::wait_some("the recorder", || {
+    run::wait_some(&"the recorder", || {
         let status = fs::read_to_string(format!("/proc/{}/status", server.pid())).expect("it lives");
         (!status.contains("TracerPid:\t0\n")).then_some(())
     });
@@ -47,7 +47,7 @@ fn a_debugger_sees_nothing_afterwards_and_harms_nobody_meanwhile() {
         assert_eq!(super::servers::get(port, "/9"), b"45");
     }
     recording.finish("with a debugger that comes late", recorder);
-    super::wait_some("all threads asleep", asleep);
+    run::wait_some(&"all threads asleep", asleep);
     assert_eq!(frames(server.pid(), &scratch).0, before);
     assert_eq!(super::servers::get(port, "/9"), b"45");
 }

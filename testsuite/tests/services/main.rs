@@ -10,7 +10,6 @@ use std::{
     ffi::OsString,
     fs,
     path::Path,
-    thread,
     time::{Duration, Instant},
 };
 
@@ -127,25 +126,13 @@ fn check(what: &str, pid: u32, recording: &Recording<'_>, mut load: impl FnMut()
     );
 }
 
-/// Waits for something to be there.
-fn wait_some<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + run::PATIENCE;
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(Instant::now() < deadline, "{what} does not come");
-        thread::sleep(Duration::from_millis(5));
-    }
-}
-
 #[test]
 fn a_change_of_code_is_found() {
     let scratch = Scratch::new();
     let service = Service::start(&Command::new(["sleep", "1000"], scratch.path()));
     let pid = service.pid();
     let is_there = || fs::read_to_string(format!("/proc/{pid}/maps")).is_ok_and(|maps| maps.contains("libc.so"));
-    wait_some("sleep", || is_there().then_some(()));
+    run::wait_until(&"sleep", is_there);
     let before = Snapshot::of(pid);
     assert_eq!(Snapshot::of(pid).complaints(&before, Own::Everything), Vec::<String>::new());
     let first = code(pid).into_iter().find(|line| line.contains("libc.so")).expect("the C library");

@@ -74,7 +74,7 @@ fn python() {
         let text = fs::read_to_string(&log).unwrap_or_default();
         text.split_once(" port ").and_then(|(_, rest)| rest.split(' ').next()?.parse().ok())
     };
-    let port = super::wait_some("its port", port);
+    let port = run::wait_some(&"its port", port);
     let load = || {
         for _ in 0..50 {
             assert!(get(port, "/file") == content, "another file arrived");
@@ -163,20 +163,22 @@ fn a_backend_of_postgresql() {
     let server = Service::start(&with("postgres", &["-D", "data", "-k", folder, "-h", "", "-F"]));
     let client = ["-h", folder, "-U", "tester", "postgres"];
     let is_ready = || (with("pg_isready", &client[..4]).run().end == End::Status(0)).then_some(());
-    super::wait_some("the server", is_ready);
+    run::wait_some(&"the server", is_ready);
     done("pgbench", &[&["-i", "-q"], &client[..]].concat());
-    // One client that stays: its backend is recorded.
+    // One client that stays: its backend is recorded. The one that has made the tables may not have ended yet.
     let balances = "select (select sum(abalance) from pgbench_accounts) = (select sum(bbalance) from pgbench_branches), count(*) from pgbench_history";
-    let bench = Service::start(&with("pgbench", &[&["-n", "-c", "1", "-T", "600"], &client[..]].concat()));
+    let bench = Service::start(
+        &with("pgbench", &[&["-n", "-c", "1", "-T", "600"], &client[..]].concat()).env("PGAPPNAME", "stays"),
+    );
     let backend = || {
         let list = done(
             "psql",
-            &[&["-A", "-t", "-c", "select pid from pg_stat_activity where application_name = 'pgbench'"], &client[..]]
+            &[&["-A", "-t", "-c", "select pid from pg_stat_activity where application_name = 'stays'"], &client[..]]
                 .concat(),
         );
         list.trim().parse::<u32>().ok()
     };
-    let backend = super::wait_some("a backend", backend);
+    let backend = run::wait_some(&"a backend", backend);
     let trapline = scratch.join("trapline").into_os_string();
     let recording =
         Recording { before: before.iter().map(Into::into).collect(), trapline, ..Recording::new(&scratch, &[]) };
