@@ -114,15 +114,20 @@ impl Tracer<'_> {
 
     /// Waits until all of a crowd stand still that were interrupted. Returns whether they do in time.
     fn settle(&mut self, still: &mut Still, until: Instant) -> bool {
-        // After every event: others may have events without end, and the crowd is not to wait for them.
-        while !self.is_settled(still) {
+        loop {
             match ptrace::poll_any() {
                 Ok(Some((tid, stop))) => {
+                    // Others may have events without end, and the crowd is not to wait for them. Who is not known yet may be one of the crowd.
+                    let is_others = self.tasks.get(&tid).is_some_and(|task| !still.crowd.has(task));
                     self.park(still, tid, stop);
+                    if is_others && self.is_settled(still) {
+                        return true;
+                    }
                     continue;
                 }
+                Ok(None) if self.is_settled(still) => return true,
                 Ok(None) => {}
-                Err(_) => return false,
+                Err(_) => return self.is_settled(still),
             }
             let Some(left) = until.checked_duration_since(Instant::now()) else { return false };
             // Rounded up: a wait for nothing is none.
@@ -134,7 +139,6 @@ impl Tracer<'_> {
                 self.find_zombies(still);
             }
         }
-        true
     }
 
     /// Whether all of a crowd stand still.
