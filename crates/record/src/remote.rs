@@ -157,9 +157,11 @@ impl Remote {
                 self.is_blocking = true;
             }
             self.run_to_syscall()?;
-            // The first stop may be the exit of the system call that the thread was stopped in, which spoils rax.
-            if ptrace::syscall_stop(self.tid)? == SyscallStop::Entry(number) {
-                break;
+            match ptrace::syscall_stop(self.tid)? {
+                SyscallStop::Entry(entered) if entered == number => break,
+                // Of the system call that the thread was stopped in the middle of, one that makes a child: its result is known only now.
+                SyscallStop::Exit => self.registers.rax = ptrace::registers(self.tid)?.rax,
+                _ => {}
             }
         }
         self.run_to_syscall()?;

@@ -67,6 +67,15 @@ struct Plan {
     objects: Vec<(AddrRange, u64)>,
 }
 
+impl Plan {
+    /// Where something of ours will be mapped.
+    fn planned(&self) -> impl Iterator<Item = AddrRange> {
+        let room = self.space.room.as_ref().map(|room| room.range);
+        let areas = self.pending.iter().flat_map(Pending::planned);
+        self.layout.ranges(self.base).into_iter().chain(room).chain(areas)
+    }
+}
+
 impl Tracer<'_> {
     /// Records a process that runs, and what comes from it, until it ends, somebody wants us to end, or `duration` has passed.
     pub(crate) fn run_attached(
@@ -574,10 +583,12 @@ fn is_complete(pid: Tid, still: &Still) -> bool {
     })
 }
 
-/// Whether the process has mapped what it had when it was prepared for.
+/// Whether the process has mapped what it had when it was prepared for, and nothing where we are going to.
 fn is_current(still: &Still, plan: &Plan) -> bool {
-    let any = still.parked.keys().next();
-    any.is_some_and(|tid| maps::read(*tid).is_ok_and(|mappings| code_of(&mappings) == plan.objects))
+    let Some(Ok(mappings)) = still.parked.keys().next().map(|tid| maps::read(*tid)) else { return false };
+    let is_free =
+        |range: AddrRange| mappings.iter().all(|at| at.range.end <= range.start || range.end <= at.range.start);
+    code_of(&mappings) == plan.objects && plan.planned().all(is_free)
 }
 
 /// What is mapped of files' code.

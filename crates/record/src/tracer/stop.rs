@@ -170,6 +170,7 @@ impl Tracer<'_> {
                 if let Err(error) = self.try_created(tid, stop) {
                     self.note_failure(tid, &error);
                 }
+                self.interrupt_child(still, tid);
                 Parked::With(0)
             }
             Stop::VforkDone => {
@@ -190,6 +191,16 @@ impl Tracer<'_> {
             }
         }
         still.parked.insert(tid, parked);
+    }
+
+    /// A child that had stopped before its parent told of it runs by now. It was not there when the crowd was interrupted.
+    fn interrupt_child(&self, still: &Still, parent: Tid) {
+        let Ok(child) = ptrace::event_message(parent) else { return };
+        let Ok(child) = Tid::try_from(child) else { return };
+        if self.tasks.get(&child).is_some_and(|task| still.crowd.has(task)) && !self.expected.contains(&child) {
+            // Who is gone is reported.
+            let _ = ptrace::interrupt(child);
+        }
     }
 
     /// Lets all go on.
