@@ -12,9 +12,10 @@ use serde_json::Value;
 use trapline_trace::record::Event::{Enter, Exit};
 
 /// Each verb, as its words.
-const VERBS: [&[&str]; 16] = [
+const VERBS: &[&[&str]] = &[
     &["completions"],
     &["diff"],
+    #[cfg(target_arch = "x86_64")]
     &["doctor"],
     &["export"],
     &["functions"],
@@ -24,6 +25,7 @@ const VERBS: [&[&str]; 16] = [
     &["patch"],
     &["patch", "build"],
     &["patch", "show"],
+    #[cfg(target_arch = "x86_64")]
     &["record"],
     &["replay"],
     &["report"],
@@ -169,7 +171,7 @@ fn each_verb_has_a_page_of_the_manual() {
     expected.sort_unstable();
     assert_eq!(pages, expected);
     for verb in VERBS {
-        let page = fs::read_to_string(directory.0.join("man1").join(named(&verb))).expect("the page");
+        let page = fs::read_to_string(directory.0.join("man1").join(named(verb))).expect("the page");
         assert!(page.contains(".SH NAME") && page.contains(".SH SYNOPSIS"), "{verb:?}: {page}");
         let has_options = page.contains(".SH OPTIONS") && page.contains("\\-\\-help");
         assert!(has_options && page.contains("trapline"), "{verb:?}: {page}");
@@ -200,7 +202,7 @@ fn bash_completes_verbs_options_and_values() {
     let script = path.to_str().expect("its name");
     let checked = Command::new("bash").args(["-n", script]).output().expect("bash runs");
     assert!(checked.status.success() && checked.stderr.is_empty(), "{}", told(&checked));
-    assert_eq!(completed(script, &["trapline", "rec"]), ["record"]);
+    assert_eq!(completed(script, &["trapline", "expo"]), ["export"]);
     assert_eq!(completed(script, &["trapline", "export", "--format", "fi"]), ["firefox"]);
     assert_eq!(completed(script, &["trapline", "patch", "sh"]), ["show"]);
     assert_eq!(completed(script, &["trapline", "replay", "--min-d"]), ["--min-duration"]);
@@ -211,7 +213,7 @@ fn bash_completes_verbs_options_and_values() {
 fn other_shells_have_a_script_and_unknown_ones_are_refused() {
     let directory = Directory::new("line-shells");
     for shell in ["zsh", "fish", "elvish", "powershell"] {
-        assert!(directory.text(&["completions", shell]).contains("record"), "{shell}");
+        assert!(directory.text(&["completions", shell]).contains("export"), "{shell}");
     }
     let output = directory.trapline(&["completions", "nonsense"]);
     assert_eq!(output.status.code(), Some(2));
