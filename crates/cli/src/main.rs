@@ -16,6 +16,7 @@ mod functions;
 mod graph;
 mod info;
 mod names;
+mod pager;
 mod patch;
 #[cfg(target_arch = "x86_64")]
 mod record;
@@ -28,6 +29,7 @@ use std::{env::args_os, ffi::OsString, process::ExitCode};
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 use failure::Teller;
+use pager::Pager;
 
 /// Traces and live-patches running x86 code, 32 and 64 bit, without ever skipping a call.
 #[derive(Debug, Parser)]
@@ -35,6 +37,9 @@ use failure::Teller;
 struct Arguments {
     #[command(subcommand)]
     verb: Verb,
+    /// Print to a terminal without a pager, which is $PAGER, or else `less`
+    #[arg(long, global = true)]
+    no_pager: bool,
 }
 
 const EXAMPLE: &str = "\
@@ -80,6 +85,17 @@ enum Verb {
 }
 
 impl Verb {
+    /// Whether the verb prints what people read at length.
+    fn has_pages(&self) -> bool {
+        match self {
+            Self::Diff(_) | Self::Functions(_) | Self::Graph(_) | Self::Info(_) | Self::Replay(_) | Self::Report(_) => {
+                true
+            }
+            Self::Patch(arguments) => arguments.is_show(),
+            _ => false,
+        }
+    }
+
     /// Whether the status is that of a program that the verb runs.
     fn has_program(&self) -> bool {
         match self {
@@ -128,7 +144,12 @@ fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(error) => return ExitCode::from(teller.command_line(&error)),
     };
-    match run(&arguments.verb) {
+    let pager = (!arguments.no_pager && arguments.verb.has_pages()).then(Pager::start).flatten();
+    let outcome = run(&arguments.verb);
+    if let Some(pager) = pager {
+        pager.end();
+    }
+    match outcome {
         Ok(Outcome::Good) => ExitCode::SUCCESS,
         Ok(Outcome::Bad) => ExitCode::from(BAD),
         #[cfg(target_arch = "x86_64")]

@@ -28,6 +28,13 @@ pub(crate) struct Arguments {
     verb: Verb,
 }
 
+impl Arguments {
+    /// Whether a patch is shown, and nothing built.
+    pub(crate) fn is_show(&self) -> bool {
+        matches!(self.verb, Verb::Show(_))
+    }
+}
+
 #[derive(Debug, Subcommand)]
 enum Verb {
     Build(BuildArguments),

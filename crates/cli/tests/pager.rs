@@ -1,0 +1,77 @@
+//! The pager, on a pseudo-terminal that `script` makes.
+
+mod common;
+
+use std::process::{Command, Stdio};
+
+use common::{Directory, write_trace};
+use trapline_trace::record::Event::{Enter, Exit};
+
+/// With a trace of so many calls, `trapline.data`.
+fn directory(name: &str, calls: u64) -> Directory {
+    let directory = Directory::new(name);
+    let events: Vec<_> =
+        (0..calls).flat_map(|at| [(at * 100, Enter { site: 0 }), (at * 100 + 50, Exit { depth: 1 })]).collect();
+    write_trace(&directory.0.join("trapline.data"), &["main".to_owned()], &events);
+    directory
+}
+
+/// The status, and what a terminal shows.
+fn shown(directory: &Directory, pager: Option<&str>, line: &str) -> (Option<i32>, String) {
+    let mut command = Command::new("timeout");
+    let asked = format!("{} {line}", env!("CARGO_BIN_EXE_trapline"));
+    command.args(["60", "script", "-qec", &asked, "/dev/null"]).current_dir(&directory.0);
+    command.env("TERM", "xterm").env_remove("PAGER").env_remove("LESS").stdin(Stdio::null());
+    if let Some(pager) = pager {
+        command.env("PAGER", pager);
+    }
+    let output = command.output().expect("script runs");
+    (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+const PAGER: Option<&str> = Some("sed s/^/paged:/");
+
+#[test]
+fn what_is_printed_on_a_terminal_goes_through_the_pager() {
+    let directory = directory("pager-used", 3);
+    for verb in ["report", "replay", "functions", "info", "graph main", "diff trapline.data trapline.data"] {
+        let (status, text) = shown(&directory, PAGER, verb);
+        assert_eq!(status, Some(0), "{verb}: {text}");
+        assert!(text.lines().next().is_some_and(|line| line.contains("paged:")), "{verb}: {text}");
+    }
+    let (_, text) = shown(&directory, None, "report");
+    assert!(text.contains("main [prog]"), "{text}");
+}
+
+#[test]
+fn nobody_gets_a_pager_who_wants_none_or_has_no_terminal() {
+    let directory = directory("pager-unwanted", 3);
+    for (pager, line) in [(PAGER, "--no-pager report"), (PAGER, "report --no-pager"), (Some(""), "report")] {
+        let (status, text) = shown(&directory, pager, line);
+        assert!(status == Some(0) && text.contains("main [prog]") && !text.contains("paged:"), "{line}: {text}");
+    }
+    let mut command = Command::new(env!("CARGO_BIN_EXE_trapline"));
+    let command = command.arg("report").current_dir(&directory.0).env("PAGER", "sed s/^/paged:/");
+    let output = command.output().expect("the command runs");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("main [prog]") && !text.contains("paged:"), "{text}");
+}
+
+#[test]
+fn a_pager_that_is_not_there_is_told_and_the_text_is_shown() {
+    let (status, text) = shown(&directory("pager-missing", 3), Some("no-such-pager -x"), "report");
+    assert!(status == Some(0) && text.contains("main [prog]"), "{text}");
+    assert!(text.contains("cannot start the pager no-such-pager: ") && text.contains("--no-pager"), "{text}");
+}
+
+#[test]
+fn a_pager_that_ends_early_is_no_error_and_ends_the_work() {
+    let (status, text) = shown(&directory("pager-early", 50_000), Some("head -n 2"), "replay");
+    assert_eq!((status, text.lines().count()), (Some(0), 2), "{text}");
+}
+
+#[test]
+fn an_error_has_its_status_beside_a_pager() {
+    let (status, text) = shown(&directory("pager-error", 3), PAGER, "report -i none.data");
+    assert!(status == Some(3) && text.contains("cannot open the trace none.data"), "{text}");
+}
