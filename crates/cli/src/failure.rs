@@ -47,6 +47,11 @@ impl Teller {
         Self { is_json: is_json && knows_json, runs_program: verb.get_name() == "record" }
     }
 
+    /// Whether JSON was asked for.
+    pub(crate) fn is_json(&self) -> bool {
+        self.is_json
+    }
+
     /// Tells what clap said: what was asked for, such as help, or what is wrong with the command line. Returns the status.
     pub(crate) fn command_line(&self, error: &clap::Error) -> u8 {
         if !error.use_stderr() {

@@ -16,6 +16,7 @@ use trapline_trace::{Catalog, Reader};
 
 use crate::{
     Outcome,
+    pager::{self, Text},
     report::{DEFAULT_TRACE, duration, lost_json, warn},
 };
 
@@ -134,6 +135,7 @@ fn told(info: &Value) -> String {
 
 /// Writes to standard output. If nobody reads it any more, that is fine.
 pub(crate) fn print(text: &str) -> Result<()> {
+    pager::begin(Text::Whole);
     let mut output = io::stdout().lock();
     match output.write_all(text.as_bytes()).and_then(|()| output.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {

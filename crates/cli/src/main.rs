@@ -29,7 +29,6 @@ use std::{env::args_os, ffi::OsString, process::ExitCode};
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 use failure::Teller;
-use pager::Pager;
 
 /// Traces and live-patches running x86 code, 32 and 64 bit, without ever skipping a call.
 #[derive(Debug, Parser)]
@@ -144,11 +143,11 @@ fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(error) => return ExitCode::from(teller.command_line(&error)),
     };
-    let pager = (!arguments.no_pager && arguments.verb.has_pages()).then(Pager::start).flatten();
-    let outcome = run(&arguments.verb);
-    if let Some(pager) = pager {
-        pager.end();
+    if arguments.verb.has_pages() && !arguments.no_pager && !teller.is_json() {
+        pager::want();
     }
+    let outcome = run(&arguments.verb);
+    pager::end();
     match outcome {
         Ok(Outcome::Good) => ExitCode::SUCCESS,
         Ok(Outcome::Bad) => ExitCode::from(BAD),

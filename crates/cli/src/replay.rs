@@ -18,6 +18,7 @@ use trapline_trace::{Catalog, Ending, Frame, Frames, Order, Sink, TimedEvent, Ti
 
 use crate::{
     Outcome,
+    pager::{self, Text},
     report::{DEFAULT_TRACE, warn},
 };
 
@@ -87,6 +88,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome> {
     let (mut timeline, catalog, mut damage) = Timeline::open(&arguments.input, Order::Time, is_wanted)?;
     let mut globs = arguments.functions.iter();
     let filter = globs.next().map(|first| globs.fold(Filter::name(first), |filter, glob| filter.or_name(glob)));
+    pager::begin(Text::Stream);
     let output = BufWriter::new(io::stdout().lock());
     let mut printer = Printer { output, failure: None, arguments, filter, names: HashMap::new(), is_first: true };
     let mut threads: HashMap<u32, Thread> = HashMap::new();

@@ -46,9 +46,15 @@ fn what_is_printed_on_a_terminal_goes_through_the_pager() {
 #[test]
 fn nobody_gets_a_pager_who_wants_none_or_has_no_terminal() {
     let directory = directory("pager-unwanted", 3);
-    for (pager, line) in [(PAGER, "--no-pager report"), (PAGER, "report --no-pager"), (Some(""), "report")] {
+    for (pager, line) in
+        [(PAGER, "--no-pager report"), (PAGER, "report --no-pager"), (Some(""), "report"), (Some(" "), "report")]
+    {
         let (status, text) = shown(&directory, pager, line);
         assert!(status == Some(0) && text.contains("main [prog]") && !text.contains("paged:"), "{line}: {text}");
+    }
+    for verb in ["report", "replay", "functions", "info", "graph main", "diff trapline.data trapline.data"] {
+        let (status, text) = shown(&directory, PAGER, &format!("{verb} --json"));
+        assert!(status == Some(0) && text.starts_with("{\"") && !text.contains("paged:"), "{verb}: {text}");
     }
     let mut command = Command::new(env!("CARGO_BIN_EXE_trapline"));
     let command = command.arg("report").current_dir(&directory.0).env("PAGER", "sed s/^/paged:/");
@@ -68,6 +74,25 @@ fn a_pager_that_is_not_there_is_told_and_the_text_is_shown() {
 fn a_pager_that_ends_early_is_no_error_and_ends_the_work() {
     let (status, text) = shown(&directory("pager-early", 50_000), Some("head -n 2"), "replay");
     assert_eq!((status, text.lines().count()), (Some(0), 2), "{text}");
+}
+
+#[test]
+fn a_reader_that_goes_away_at_once_hides_no_error_and_no_answer() {
+    let directory = directory("pager-gone", 1000);
+    // `main` takes four times as long, and 20,000 functions are new: more text than a pipe holds.
+    let calls = (0..21_000_u64).flat_map(|at| {
+        let site = u32::try_from(at.saturating_sub(999)).expect("few");
+        [(at * 300, Enter { site }), (at * 300 + 200, Exit { depth: 1 })]
+    });
+    let names: Vec<String> =
+        (0..20_001).map(|at| if at == 0 { "main".into() } else { format!("other_{at}") }).collect();
+    write_trace(&directory.0.join("many.data"), &names, &calls.collect::<Vec<_>>());
+    for _ in 0..5 {
+        let (status, text) = shown(&directory, Some("true"), "diff trapline.data many.data --check");
+        assert_eq!((status, text.as_str()), (Some(1), ""));
+        let (status, text) = shown(&directory, Some("true"), "replay -i none.data");
+        assert!(status == Some(3) && text.contains("cannot open the trace none.data"), "{text}");
+    }
 }
 
 #[test]
