@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use trapline_trace::{Catalog, Damage, Estimate, Pace, paces};
 
 use crate::{
-    Outcome,
+    Outcome, color,
     info::print,
     report::{duration, lost_json, warn},
 };
@@ -282,6 +282,7 @@ impl Answer {
 
     fn told(&self, arguments: &Arguments) -> String {
         let mut text = String::new();
+        let heading = color::heading();
         if let Some(common) = self.common {
             let _ = writeln!(
                 text,
@@ -295,7 +296,7 @@ impl Answer {
                 if index == 0 {
                     let _ = writeln!(
                         text,
-                        "\n{title:<10}{:>8}   {:>7} {:>9} {:>9} {:>11}  function",
+                        "\n{heading}{title:<10}{:>8}   {:>7} {:>9} {:>9} {:>11}  function{heading:#}",
                         "change", "95 %", "before", "after", "in all"
                     );
                 }
@@ -307,7 +308,8 @@ impl Answer {
         for (title, counts) in lists {
             for (index, count) in counts.iter().enumerate() {
                 if index == 0 {
-                    let _ = writeln!(text, "\n{title:<18} {:>14} {:>14}  function", "before", "after");
+                    let _ =
+                        writeln!(text, "\n{heading}{title:<18} {:>14} {:>14}  function{heading:#}", "before", "after");
                 }
                 let _ = writeln!(text, "{}", count.line());
             }

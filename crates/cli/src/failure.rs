@@ -11,7 +11,7 @@ use std::{
 use clap::Command;
 use serde_json::json;
 
-use crate::Refused;
+use crate::{Refused, color};
 
 /// Of the JSON form. Keys may be added without a new version.
 const JSON_VERSION: u32 = 1;
@@ -78,7 +78,8 @@ impl Teller {
         if self.is_json {
             Self::tell_json(status, kind, &text, system_error(error));
         } else {
-            let _ = writeln!(stderr(), "trapline: {text}");
+            let style = color::error();
+            let _ = writeln!(stderr(), "{style}trapline:{style:#} {text}");
         }
         status
     }

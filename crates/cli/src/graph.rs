@@ -12,7 +12,7 @@ use trapline_process::{Addr, Filter};
 use trapline_trace::{Catalog, Clock, Node, Stacks, stacks};
 
 use crate::{
-    Outcome,
+    Outcome, color,
     info::print,
     names::near,
     report::{DEFAULT_TRACE, duration, lost_json, warn},
@@ -182,8 +182,9 @@ impl Shown {
         let found = catalog.function(self.site);
         let module = found.module_path().rsplit('/').next().unwrap_or_default();
         let (total, own) = (duration(clock.ns(self.up.total)), duration(clock.ns(self.own)));
+        let heading = color::heading();
         let mut text = format!(
-            "{} [{module}]: {} calls, {total} in all, {own} itself\n\nis called by\n{:>12} {:>10}  function\n",
+            "{heading}{}{heading:#} [{module}]: {} calls, {total} in all, {own} itself\n\n{heading}is called by{heading:#}\n{:>12} {:>10}  function\n",
             found.name(),
             self.up.calls,
             "calls",
@@ -200,7 +201,7 @@ impl Shown {
         if self.down.branches.is_empty() {
             text += "\ncalls nothing that was recorded\n";
         } else {
-            let _ = writeln!(text, "\ncalls\n{:>12} {:>10}  function", "calls", "time");
+            let _ = writeln!(text, "\n{heading}calls{heading:#}\n{:>12} {:>10}  function", "calls", "time");
             self.down.lines(catalog, clock, 0, least, &mut text);
         }
         text

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use trapline_trace::{Catalog, Reader};
 
 use crate::{
-    Outcome,
+    Outcome, color,
     pager::{self, Text},
     report::{DEFAULT_TRACE, duration, lost_json, warn},
 };
@@ -110,9 +110,10 @@ fn told(info: &Value) -> String {
     for (reason, count) in info["untraced"].as_object().into_iter().flatten() {
         let _ = writeln!(told, "           {count} {reason}");
     }
+    let missing = color::missing();
     for (cause, count) in info["lost"].as_object().into_iter().flatten() {
         if count.as_u64().is_some_and(|count| count > 0) {
-            let _ = writeln!(told, "lost       {count} {cause}");
+            let _ = writeln!(told, "{missing}lost       {count} {cause}{missing:#}");
         }
     }
     for process in info["processes"].as_array().into_iter().flatten() {

@@ -7,6 +7,7 @@
 //! failed on the way. `record` has the status of the program that it ran, and 125 instead of 2 and 3. `docs/command-line.md` tells it to users.
 #![forbid(unsafe_code)]
 
+mod color;
 mod diff;
 #[cfg(target_arch = "x86_64")]
 mod doctor;
@@ -27,7 +28,7 @@ mod stress;
 
 use std::{env::args_os, ffi::OsString, process::ExitCode};
 
-use clap::{CommandFactory as _, Parser, Subcommand};
+use clap::{ColorChoice, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use failure::Teller;
 
 /// Traces and live-patches running x86 code, 32 and 64 bit, without ever skipping a call.
@@ -36,6 +37,9 @@ use failure::Teller;
 struct Arguments {
     #[command(subcommand)]
     verb: Verb,
+    /// When to show headings and warnings in colours; by itself where they are read on a terminal, and $NO_COLOR is not set
+    #[arg(long, global = true, value_enum, value_name = "WHEN", default_value_t = ColorChoice::Auto)]
+    color: ColorChoice,
     /// Print to a terminal without a pager, which is $PAGER, or else `less`
     #[arg(long, global = true)]
     no_pager: bool,
@@ -139,10 +143,13 @@ fn main() -> ExitCode {
         return ExitCode::from(NO_VERB);
     }
     let teller = Teller::new(&Arguments::command(), &given);
-    let arguments = match Arguments::try_parse_from(&given) {
+    let color = color::asked_for(given.iter().filter_map(|word| word.to_str())).unwrap_or_default();
+    let matches = Arguments::command().color(color).try_get_matches_from(&given);
+    let arguments = match matches.and_then(|matches| Arguments::from_arg_matches(&matches)) {
         Ok(arguments) => arguments,
         Err(error) => return ExitCode::from(teller.command_line(&error)),
     };
+    color::choose(if teller.is_json() { ColorChoice::Never } else { arguments.color });
     if arguments.verb.has_pages() && !arguments.no_pager && !teller.is_json() {
         pager::want();
     }

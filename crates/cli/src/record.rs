@@ -18,7 +18,7 @@ use clap::{Args, ValueEnum};
 use trapline_process::Filter;
 use trapline_record::{Error, Options, Overhead, Progress, Summary, Toggle, record, record_running};
 
-use crate::{Outcome, Refused};
+use crate::{Outcome, Refused, color};
 
 /// Records the functions of a program, from its start to its end, with every process that it starts.
 ///
@@ -273,7 +273,8 @@ fn tell(summary: &Summary, arguments: &Arguments) {
     eprintln!("[trapline: traced {} of {total} functions ({percent:.1} %){entry_only}{why}]", coverage.traced);
     let losses = &summary.losses;
     if losses.records() > 0 {
-        eprintln!("[trapline: {} events are missing; `trapline info` says why]", losses.records());
+        let style = color::warning();
+        eprintln!("[{style}trapline:{style:#} {} events are missing; `trapline info` says why]", losses.records());
     }
     if let Some(Overhead { record_ps, total_ns }) = summary.overhead {
         #[expect(clippy::cast_precision_loss, reason = "for people")]

@@ -17,7 +17,7 @@ use trapline_process::{Addr, Filter};
 use trapline_trace::{Catalog, Ending, Frame, Frames, Order, Sink, TimedEvent, Timeline, record::Event};
 
 use crate::{
-    Outcome,
+    Outcome, color,
     pager::{self, Text},
     report::{DEFAULT_TRACE, warn},
 };
@@ -91,6 +91,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome> {
     pager::begin(Text::Stream);
     let output = BufWriter::new(io::stdout().lock());
     let mut printer = Printer { output, failure: None, arguments, filter, names: HashMap::new(), is_first: true };
+    let heading = color::heading();
     let mut threads: HashMap<u32, Thread> = HashMap::new();
     if arguments.json {
         printer.line(format_args!("{{\"version\":{JSON_VERSION},\"calls\":["));
@@ -100,7 +101,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome> {
         let Thread { frames, printed, root, sites } = threads.entry(part.stream).or_insert_with(|| {
             if !arguments.json {
                 let name = catalog.streams.get(&part.stream).map_or("", |stream| stream.name.as_str());
-                printer.line(format_args!("# thread {tid} {name}"));
+                printer.line(format_args!("{heading}# thread {tid} {name}{heading:#}"));
             }
             Thread::default()
         });

@@ -10,7 +10,7 @@ use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 use trapline_trace::{Catalog, Damage, FunctionProfile, Profile, profile};
 
-use crate::{Outcome, info::print};
+use crate::{Outcome, color, info::print};
 
 /// Of the JSON report. Keys may be added without a new version.
 const JSON_VERSION: u32 = 1;
@@ -149,26 +149,30 @@ pub(crate) fn lost_json(catalog: &Catalog, damage: &Damage) -> Value {
 
 /// Tells on standard error what the trace lacks.
 pub(crate) fn warn(damage: &Damage, catalog: &Catalog) {
+    let style = color::warning();
     if let Some(at) = damage.first_at {
         eprintln!(
-            "trapline: the trace is damaged from byte {at} on, in {} place(s): {} bytes were skipped, {} records are known to be missing; the rest was read",
+            "{style}trapline:{style:#} the trace is damaged from byte {at} on, in {} place(s): {} bytes were skipped, {} records are known to be missing; the rest was read",
             damage.places, damage.skipped_bytes, damage.missing_records
         );
     } else if !damage.is_finished {
-        eprintln!("trapline: the trace has no end: its recorder was killed, or it was cut; what is there was read");
+        eprintln!(
+            "{style}trapline:{style:#} the trace has no end: its recorder was killed, or it was cut; what is there was read"
+        );
     }
     if damage.senseless_chunks > 0 {
-        eprintln!("trapline: {} chunks make no sense, and were left out", damage.senseless_chunks);
+        eprintln!("{style}trapline:{style:#} {} chunks make no sense, and were left out", damage.senseless_chunks);
     }
     let lost = catalog.losses.records();
     if lost > 0 {
-        eprintln!("trapline: {lost} records were lost while recording; `trapline info` tells why");
+        eprintln!("{style}trapline:{style:#} {lost} records were lost while recording; `trapline info` tells why");
     }
 }
 
 fn table(rows: &[Row]) -> String {
+    let heading = color::heading();
     let mut text = format!(
-        "{:>12} {:>10} {:>10} {:>9} {:>9} {:>9} {:>9} {:>9}  {}\n",
+        "{heading}{:>12} {:>10} {:>10} {:>9} {:>9} {:>9} {:>9} {:>9}  {}{heading:#}\n",
         "calls", "total", "self", "min", "avg", "max", "p50", "p99", "function"
     );
     for row in rows {

@@ -1,32 +1,23 @@
-//! The pager, on a pseudo-terminal that `script` makes.
+//! The pager, on a pseudo-terminal.
 
 mod common;
 
-use std::process::{Command, Stdio};
+use std::process::Command;
 
-use common::{Directory, write_trace};
+use common::{Directory, write_calls, write_trace};
 use trapline_trace::record::Event::{Enter, Exit};
 
 /// With a trace of so many calls, `trapline.data`.
 fn directory(name: &str, calls: u64) -> Directory {
     let directory = Directory::new(name);
-    let events: Vec<_> =
-        (0..calls).flat_map(|at| [(at * 100, Enter { site: 0 }), (at * 100 + 50, Exit { depth: 1 })]).collect();
-    write_trace(&directory.0.join("trapline.data"), &["main".to_owned()], &events);
+    write_calls(&directory.0.join("trapline.data"), calls);
     directory
 }
 
 /// The status, and what a terminal shows.
 fn shown(directory: &Directory, pager: Option<&str>, line: &str) -> (Option<i32>, String) {
-    let mut command = Command::new("timeout");
-    let asked = format!("{} {line}", env!("CARGO_BIN_EXE_trapline"));
-    command.args(["60", "script", "-qec", &asked, "/dev/null"]).current_dir(&directory.0);
-    command.env("TERM", "xterm").env_remove("PAGER").env_remove("LESS").stdin(Stdio::null());
-    if let Some(pager) = pager {
-        command.env("PAGER", pager);
-    }
-    let output = command.output().expect("script runs");
-    (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
+    let pager: Vec<(&str, &str)> = pager.map(|pager| ("PAGER", pager)).into_iter().collect();
+    directory.on_terminal(line, &pager)
 }
 
 const PAGER: Option<&str> = Some("sed s/^/paged:/");

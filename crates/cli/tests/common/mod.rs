@@ -4,12 +4,15 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
 };
 
 use trapline_trace::{
     Function, Meta, Module, Stream, Writer,
-    record::{Event, encode},
+    record::{
+        Event::{self, Enter, Exit},
+        encode,
+    },
 };
 
 /// A directory for one test.
@@ -27,6 +30,19 @@ impl Directory {
         command.args(arguments).current_dir(&self.0).output().expect("the command runs")
     }
 
+    /// The status, and what a terminal shows, which `script` makes: both streams.
+    pub(crate) fn on_terminal(&self, line: &str, environment: &[(&str, &str)]) -> (Option<i32>, String) {
+        let mut command = Command::new("timeout");
+        let asked = format!("{} {line}", env!("CARGO_BIN_EXE_trapline"));
+        command.args(["60", "script", "-qec", &asked, "/dev/null"]).current_dir(&self.0).stdin(Stdio::null());
+        for name in ["PAGER", "LESS", "NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE"] {
+            command.env_remove(name);
+        }
+        command.env("TERM", "xterm").envs(environment.iter().copied());
+        let output = command.output().expect("script runs");
+        (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
     /// What a command prints that has to succeed.
     pub(crate) fn text(&self, arguments: &[&str]) -> String {
         let output = self.trapline(arguments);
@@ -39,6 +55,13 @@ impl Drop for Directory {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
     }
+}
+
+/// A trace of so many calls of `main`.
+pub(crate) fn write_calls(path: &Path, calls: u64) {
+    let events: Vec<_> =
+        (0..calls).flat_map(|at| [(at * 100, Enter { site: 0 }), (at * 100 + 50, Exit { depth: 1 })]).collect();
+    write_trace(path, &["main".to_owned()], &events);
 }
 
 /// A trace of one thread of `/bin/prog`; a tick is a nanosecond. Functions' sites are their places in the list.
