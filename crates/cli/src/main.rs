@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod color;
+mod config;
 mod diff;
 #[cfg(target_arch = "x86_64")]
 mod doctor;
@@ -29,6 +30,7 @@ mod stress;
 use std::{env::args_os, ffi::OsString, process::ExitCode};
 
 use clap::{ColorChoice, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use config::Config;
 use failure::Teller;
 
 /// Traces and live-patches running x86 code, 32 and 64 bit, without ever skipping a call.
@@ -37,7 +39,7 @@ use failure::Teller;
 struct Arguments {
     #[command(subcommand)]
     verb: Verb,
-    /// When to show headings and warnings in colours; by itself where they are read on a terminal, and $NO_COLOR is not set
+    /// When to show headings and warnings in colours; by itself where they are read on a terminal, and `NO_COLOR` is not set
     #[arg(long, global = true, value_enum, value_name = "WHEN", default_value_t = ColorChoice::Auto)]
     color: ColorChoice,
     /// Print to a terminal without a pager, which is $PAGER, or else `less`
@@ -143,15 +145,20 @@ fn main() -> ExitCode {
         return ExitCode::from(NO_VERB);
     }
     let teller = Teller::new(&Arguments::command(), &given);
-    let color = color::asked_for(given.iter().filter_map(|word| word.to_str())).unwrap_or_default();
-    let matches = Arguments::command().color(color).try_get_matches_from(&given);
+    // Help is there also where the configuration is wrong.
+    let (config, wrong) = Config::read().map_or_else(|wrong| (Config::default(), Some(wrong)), |config| (config, None));
+    let color = color::asked_for(given.iter().filter_map(|word| word.to_str())).or(config.color).unwrap_or_default();
+    let matches = config.applied_to(Arguments::command()).color(color).try_get_matches_from(&given);
     let arguments = match matches.and_then(|matches| Arguments::from_arg_matches(&matches)) {
         Ok(arguments) => arguments,
         Err(error) => return ExitCode::from(teller.command_line(&error)),
     };
+    if let Some(wrong) = wrong {
+        return ExitCode::from(teller.failed(&wrong, arguments.verb.has_program()));
+    }
     color::choose(if teller.is_json() { ColorChoice::Never } else { arguments.color });
     if arguments.verb.has_pages() && !arguments.no_pager && !teller.is_json() {
-        pager::want();
+        pager::want(config.pager);
     }
     let outcome = run(&arguments.verb);
     pager::end();

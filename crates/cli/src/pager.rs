@@ -28,7 +28,8 @@ static PAGER: Mutex<State> = Mutex::new(State::Unwanted);
 
 enum State {
     Unwanted,
-    Wanted,
+    /// This one, or else the usual one.
+    Wanted(Option<String>),
     Running(Pager),
 }
 
@@ -48,16 +49,16 @@ pub(crate) enum Text {
     Stream,
 }
 
-/// What is printed may go through a pager.
-pub(crate) fn want() {
-    *PAGER.lock().unwrap_or_else(PoisonError::into_inner) = State::Wanted;
+/// What is printed may go through a pager: this one, or else the usual one.
+pub(crate) fn want(program: Option<String>) {
+    *PAGER.lock().unwrap_or_else(PoisonError::into_inner) = State::Wanted(program);
 }
 
 /// Starts one, before the first text, if it is wanted and standard output is a terminal.
 pub(crate) fn begin(text: Text) {
     let mut state = PAGER.lock().unwrap_or_else(PoisonError::into_inner);
-    if matches!(*state, State::Wanted) {
-        *state = Pager::start(text).map_or(State::Unwanted, State::Running);
+    if let State::Wanted(program) = &*state {
+        *state = Pager::start(program.as_deref(), text).map_or(State::Unwanted, State::Running);
     }
 }
 
@@ -70,8 +71,8 @@ pub(crate) fn end() {
 }
 
 impl Pager {
-    fn start(text: Text) -> Option<Self> {
-        let mut child = stdout().is_terminal().then(spawn)??;
+    fn start(program: Option<&str>, text: Text) -> Option<Self> {
+        let mut child = stdout().is_terminal().then(|| spawn(program))??;
         let pipe = child.stdin.take()?;
         // Interrupts are the pager's, which may stop reading without ending. Without a handler, the shell would have the terminal back beside it.
         signal_hook::flag::register(SIGINT, Arc::default()).ok()?;
@@ -98,10 +99,9 @@ impl Pager {
     }
 }
 
-fn spawn() -> Option<Child> {
-    let wanted = env::var("PAGER").ok();
-    let mut words = wanted.as_deref().unwrap_or("less").split_whitespace();
-    // An empty PAGER and `cat` are how people say that they want none.
+fn spawn(wanted: Option<&str>) -> Option<Child> {
+    let mut words = wanted.unwrap_or("less").split_whitespace();
+    // An empty one and `cat` are how people say that they want none.
     let name = words.next().filter(|name| *name != "cat")?;
     let mut command = Command::new(name);
     command.args(words).stdin(Stdio::piped());
@@ -112,7 +112,9 @@ fn spawn() -> Option<Child> {
         Ok(child) => Some(child),
         Err(error) if wanted.is_none() && error.kind() == ErrorKind::NotFound => None,
         Err(error) => {
-            eprintln!("trapline: cannot start the pager {name}: {error}; correct PAGER, or give --no-pager");
+            eprintln!(
+                "trapline: cannot start the pager {name}: {error}; correct PAGER or the configuration, or give --no-pager"
+            );
             None
         }
     }

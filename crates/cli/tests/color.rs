@@ -25,10 +25,7 @@ const VERBS: [&str; 4] =
 /// Both streams, of a command that writes to pipes.
 fn piped(directory: &Directory, line: &str, environment: &[(&str, &str)]) -> String {
     let mut command = Command::new(env!("CARGO_BIN_EXE_trapline"));
-    for name in ["NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE"] {
-        command.env_remove(name);
-    }
-    command.args(line.split(' ')).current_dir(&directory.0).env("TERM", "xterm").envs(environment.iter().copied());
+    directory.confine(&mut command).args(line.split(' ')).envs(environment.iter().copied());
     let output = command.output().expect("the command runs");
     [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat()
 }

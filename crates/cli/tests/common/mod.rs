@@ -27,18 +27,23 @@ impl Directory {
 
     pub(crate) fn trapline(&self, arguments: &[&str]) -> Output {
         let mut command = Command::new(env!("CARGO_BIN_EXE_trapline"));
-        command.args(arguments).current_dir(&self.0).output().expect("the command runs")
+        self.confine(command.args(arguments)).output().expect("the command runs")
+    }
+
+    /// Has a command run here, without what people have decided.
+    pub(crate) fn confine<'a>(&self, command: &'a mut Command) -> &'a mut Command {
+        for name in ["PAGER", "LESS", "NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "TRAPLINE_OUTPUT", "TRAPLINE_ON_FULL"] {
+            command.env_remove(name);
+        }
+        command.current_dir(&self.0).env("XDG_CONFIG_HOME", &self.0).env("TERM", "xterm")
     }
 
     /// The status, and what a terminal shows, which `script` makes: both streams.
     pub(crate) fn on_terminal(&self, line: &str, environment: &[(&str, &str)]) -> (Option<i32>, String) {
         let mut command = Command::new("timeout");
         let asked = format!("{} {line}", env!("CARGO_BIN_EXE_trapline"));
-        command.args(["60", "script", "-qec", &asked, "/dev/null"]).current_dir(&self.0).stdin(Stdio::null());
-        for name in ["PAGER", "LESS", "NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE"] {
-            command.env_remove(name);
-        }
-        command.env("TERM", "xterm").envs(environment.iter().copied());
+        command.args(["60", "script", "-qec", &asked, "/dev/null"]).stdin(Stdio::null());
+        self.confine(&mut command).envs(environment.iter().copied());
         let output = command.output().expect("script runs");
         (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
     }
