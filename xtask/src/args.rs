@@ -13,7 +13,8 @@ Usage: cargo xtask VERB
   lint [--skip-i686]            formatting, clippy, documentation and the text rules
   bench [ARGUMENTS]             the benchmarks; arguments go to `cargo bench`
   kernel-test [OPTIONS]         the engine in a kernel of its own, in QEMU, 64 and 32 bit: --arch x86_64|i386,
-                                --accel tcg|kvm, --quick (fewer pokes), --json (one line a run)
+                                --accel tcg|kvm, --quick (fewer pokes), --json (one line a run); --only WORDS takes
+                                the jobs with these words in their names, --times N runs each job so often
   fidelity [PROGRAM...]         real programs under trapline and under callgrind: every function was called as often as
                                 the trace says
   consumers [READER...]         the viewers, profilers and databases that read our exports find the calls and times of `trapline report`: perfetto, speedscope,
@@ -63,7 +64,7 @@ pub(crate) struct BenchPeers {
 }
 
 /// What of `kernel-test` the user asked for.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct KernelTest {
     /// Only this width.
     pub(crate) arch: Option<Arch>,
@@ -73,6 +74,10 @@ pub(crate) struct KernelTest {
     pub(crate) quick: bool,
     /// One line of JSON a run, and no tables.
     pub(crate) json: bool,
+    /// Only jobs with these words in their names.
+    pub(crate) only: Option<String>,
+    /// How often each job is run; once if not said.
+    pub(crate) times: Option<u32>,
 }
 
 /// A width of the testbed kernel.
@@ -171,6 +176,12 @@ fn kernel_test(mut arguments: impl Iterator<Item = String>) -> Result<KernelTest
                 Some("kvm") => asked.accelerator = Some(Accelerator::Kvm),
                 other => return Err(format!("`--accel {}` is neither tcg nor kvm", other.unwrap_or_default())),
             },
+            "--only" => asked.only = Some(arguments.next().ok_or("`--only` needs words of a job's name")?),
+            "--times" => {
+                let times = arguments.next().unwrap_or_default();
+                let count = times.parse().ok().filter(|count| *count > 0);
+                asked.times = Some(count.ok_or_else(|| format!("`--times {times}` is no number of times"))?);
+            }
             _ => return Err(format!("unknown option `{argument}`")),
         }
     }
@@ -236,12 +247,21 @@ mod tests {
 
     #[test]
     fn kernel_test_takes_a_width_and_an_accelerator() {
-        let asked =
-            KernelTest { arch: Some(Arch::I386), accelerator: Some(Accelerator::Tcg), quick: true, json: false };
+        let (arch, accelerator) = (Some(Arch::I386), Some(Accelerator::Tcg));
+        let asked = KernelTest { arch, accelerator, quick: true, ..KernelTest::default() };
         assert_eq!(parse_line("kernel-test --arch i386 --quick --accel tcg", true), Ok(Verb::KernelTest(asked)));
         assert!(parse_line("kernel-test --arch arm", false).is_err());
         assert!(parse_line("kernel-test --accel", false).is_err());
         assert!(parse_line("kernel-test --fast", false).is_err());
+    }
+
+    #[test]
+    fn kernel_test_takes_one_job_and_repeats_it() {
+        let asked = KernelTest { only: Some("trace".to_owned()), times: Some(60), ..KernelTest::default() };
+        assert_eq!(parse_line("kernel-test --only trace --times 60", true), Ok(Verb::KernelTest(asked)));
+        assert!(parse_line("kernel-test --times 0", false).is_err());
+        assert!(parse_line("kernel-test --times often", false).is_err());
+        assert!(parse_line("kernel-test --only", false).is_err());
     }
 
     #[test]

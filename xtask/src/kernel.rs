@@ -161,12 +161,13 @@ const JOBS: &[Job] = &[
 /// # Errors
 /// QEMU or the build is not to be had. That something does not hold is not an error but the exit code.
 pub(crate) fn test(asked: KernelTest) -> Result<ExitCode> {
+    let jobs = jobs(&asked)?;
     prepare()?;
     let accelerator = accelerator(asked.accelerator)?;
     let single_step = single_step_option()?;
-    let run = Run { asked, accelerator, single_step };
+    let run = Run { asked, jobs, accelerator, single_step };
     let mut kernels = Vec::new();
-    for arch in Arch::ALL.into_iter().filter(|arch| asked.arch.is_none_or(|only| only == *arch)) {
+    for arch in Arch::ALL.into_iter().filter(|arch| run.asked.arch.is_none_or(|only| only == *arch)) {
         kernels.push((arch, build(arch)?));
     }
     // The widths side by side: most of the time somebody waits for an interrupt.
@@ -182,9 +183,26 @@ pub(crate) fn test(asked: KernelTest) -> Result<ExitCode> {
     Ok(ExitCode::FAILURE)
 }
 
+/// The jobs that are asked for, each with the kernel's command line.
+fn jobs(asked: &KernelTest) -> Result<Vec<(&'static Job, &'static str)>> {
+    let of_this_length = JOBS
+        .iter()
+        .map(|job| (job, if asked.quick { job.quick_line } else { job.line }))
+        .filter(|(_, line)| !line.is_empty());
+    let only = asked.only.as_deref().unwrap_or_default();
+    let jobs: Vec<_> = of_this_length.clone().filter(|(job, _)| job.name.contains(only)).collect();
+    if jobs.is_empty() {
+        let names: Vec<&str> = of_this_length.map(|(job, _)| job.name).collect();
+        bail!("no job has `{only}` in its name; there are:\n  {}", names.join("\n  "));
+    }
+    Ok(jobs)
+}
+
 /// What all jobs have in common.
 struct Run {
     asked: KernelTest,
+    /// Each with the kernel's command line.
+    jobs: Vec<(&'static Job, &'static str)>,
     accelerator: Accelerator,
     single_step: Vec<&'static str>,
 }
@@ -200,10 +218,15 @@ impl Run {
                 failed.push(format!("{}: no vector instructions", arch.name()));
             }
         }
-        for job in JOBS {
-            let line = if self.asked.quick { job.quick_line } else { job.line };
-            if !line.is_empty() && !self.job(arch, kernel, job, line)? {
-                failed.push(format!("{}: {}", arch.name(), job.name));
+        let times = self.asked.times.unwrap_or(1);
+        for (job, line) in &self.jobs {
+            let mut failures = 0;
+            for _ in 0..times {
+                failures += u32::from(!self.job(arch, kernel, job, line)?);
+            }
+            if failures > 0 {
+                let of_them = if times > 1 { format!(", {failures} times of {times}") } else { String::new() };
+                failed.push(format!("{}: {}{of_them}", arch.name(), job.name));
             }
         }
         Ok(failed)
