@@ -13,7 +13,7 @@
 use alloc::vec::Vec;
 use core::{
     arch::naked_asm,
-    sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering, compiler_fence},
+    sync::atomic::{AtomicU32, AtomicUsize, Ordering, compiler_fence},
 };
 
 use trapline_abi::record::{self, Event};
@@ -25,7 +25,7 @@ use crate::{
     paging, say,
     scenario::{self, CONTEXTS, KernelEngine, sum_of},
     serial, thread,
-    workload::{self, CHANGING, NESTED, RUNNING, Tally, WORK},
+    workload::{self, CHANGING, NESTED, Tally, WORK},
 };
 
 /// Records in the ring of each CPU.
@@ -47,8 +47,6 @@ struct Record([AtomicU32; 4]);
 static RINGS: [[Record; RECORDS]; cpu::MAX] =
     [const { [const { Record([const { AtomicU32::new(0) }; 4]) }; RECORDS] }; cpu::MAX];
 
-/// Whether contexts leave frames.
-static TRACING: AtomicBool = AtomicBool::new(false);
 /// How much of the rings is used.
 static RING: AtomicUsize = AtomicUsize::new(RECORDS);
 
@@ -125,9 +123,9 @@ impl Graph {
     }
 }
 
-/// Opens a frame for a context, if one is to be seen; for [`leave_context`].
+/// Opens a frame for a context, if the run is traced; for [`leave_context`].
 pub fn enter_context(kind: usize) -> bool {
-    TRACING.load(Ordering::Relaxed) && cpu::current().graph.open(CONTEXT_SITES + kind as u32).is_some()
+    WORK.load(Ordering::Relaxed) == NESTED && cpu::current().graph.open(CONTEXT_SITES + kind as u32).is_some()
 }
 
 /// Closes the frame of a context.
@@ -232,8 +230,7 @@ pub fn run(engine: &mut KernelEngine, options: &Options) {
     }
     engine.enable(graph).expect("the tracer");
     say!("{{\"event\":\"clock\",\"tsc\":{}}}", cpu::cycles());
-    TRACING.store(true, Ordering::Relaxed);
-    RUNNING.store(true, Ordering::Release);
+    workload::begin_run();
     engine.host_mut().nmis = options.nmis;
     let mut attach = true;
     while scenario::calls() < options.calls && !is_enough() {
@@ -242,11 +239,7 @@ pub fn run(engine: &mut KernelEngine, options: &Options) {
     }
     engine.host_mut().nmis = 0;
     scenario::park();
-    TRACING.store(false, Ordering::Relaxed);
-    // Contexts that have opened a frame close it yet.
-    while scenario::started().any(|thread| thread.graph.depth() > 0) {
-        core::hint::spin_loop();
-    }
+    assert!(scenario::started().all(|thread| thread.graph.depth() == 0), "a thread that waits has left every frame");
     say!("{{\"event\":\"clock\",\"tsc\":{}}}", cpu::cycles());
     let traps = sum_of(&(0..thread::KINDS), |tally| tally.traps.value());
     for thread in scenario::started() {

@@ -15,7 +15,7 @@ use trapline_engine::{Addr, CallFrame, Filter, OpsFlags};
 use crate::{
     cpu, say,
     scenario::{self, CONTEXTS, KernelEngine, RECURSIONS, Strategy, sum_of},
-    workload::{self, CHANGING, PHASE, REPLACEABLE, RUNNING, SPAN, TRACED, Tally, UNTRACED, WORK},
+    workload::{self, CHANGING, PHASE, REPLACEABLE, SPAN, TRACED, Tally, UNTRACED, WORK},
 };
 
 /// The patch is applied: here the phase in which an ops is attached.
@@ -122,7 +122,7 @@ pub fn run(engine: &mut KernelEngine, run: Run) {
     for thread in scenario::started() {
         thread.tallies.iter().for_each(Tally::clear);
     }
-    RUNNING.store(true, Ordering::Release);
+    workload::begin_run();
     while scenario::calls() < 1000 {
         core::hint::spin_loop();
     }

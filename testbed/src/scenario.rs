@@ -21,7 +21,7 @@ use crate::{
     paging, say, step,
     thread::{self, IRQ, KINDS, NMI, NORMAL, SOFTIRQ, Thread},
     trap::{self, SETTINGS},
-    workload::{self, CHANGING, RUNNING, SPAN, TRACEABLE, TRACED, Tally, UNTRACED, WORK},
+    workload::{self, CHANGING, SPAN, TRACEABLE, TRACED, Tally, UNTRACED, WORK},
 };
 
 /// This kernel's engine.
@@ -119,10 +119,10 @@ pub fn address_of(index: usize) -> Addr {
     Addr::new(traced::function(index) as usize as u64)
 }
 
-/// Whether every thread that was started waits.
+/// Whether every thread that was started waits for the next run.
 pub fn all_parked() -> bool {
     // Acquire: pairs with the Release in `workload::run`.
-    started().all(|thread| thread.parked.load(Ordering::Acquire))
+    workload::pause().is_some_and(|pause| started().all(|thread| thread.parked_in.load(Ordering::Acquire) == pause))
 }
 
 /// The threads that run the workload: all but the one that pokes.
@@ -132,7 +132,11 @@ pub fn started() -> impl Iterator<Item = &'static Thread> {
 
 /// Ends a run: returns when every thread waits for the next one.
 pub fn park() {
-    RUNNING.store(false, Ordering::Release);
+    workload::end_run();
+    await_parked();
+}
+
+fn await_parked() {
     while !all_parked() {
         core::hint::spin_loop();
     }
@@ -140,6 +144,8 @@ pub fn park() {
 
 /// Runs everything that the options ask for.
 pub fn run_all(options: &Options) {
+    // Each thread has had its first turn.
+    await_parked();
     for strategy in STRATEGIES {
         let asked_for = options.strategies.split(',').any(|name| name == strategy.name);
         if !asked_for || (strategy.resume == Resume::R11 && Mode::NATIVE == Mode::Bits32) {
@@ -242,7 +248,7 @@ fn run_one(engine: &mut KernelEngine, run: Run) {
     }
     forget_tallies();
     let (migrations, carried) = (migrations(), carried());
-    RUNNING.store(true, Ordering::Release);
+    workload::begin_run();
     while calls() < 1000 {
         core::hint::spin_loop();
     }

@@ -24,7 +24,7 @@ use crate::{
     scenario::{self, KernelEngine, Strategy},
     thread::{IRQ, KINDS, NMI, NORMAL, SOFTIRQ, Thread},
     trap,
-    workload::{self, OWN, RUNNING, SPAN, TRACED, UNTRACED, WORK},
+    workload::{self, OWN, SPAN, TRACED, UNTRACED, WORK},
 };
 
 /// What the handler of a breakpoint or of a step does next.
@@ -227,7 +227,7 @@ pub fn run(engine: &mut KernelEngine, strategy: Strategy) {
     engine.enable(ops.first).expect("a first ops");
     workload::enter_phase(TRACED);
     scenario::forget_tallies();
-    RUNNING.store(true, Ordering::Release);
+    workload::begin_run();
     let before = engine.stats();
     FOLLOWED.store(true, Ordering::Relaxed);
     engine.enable(ops.second).expect("a poke");

@@ -45,8 +45,8 @@ pub struct Thread {
     pub state: ThreadState<SLOTS>,
     /// Which kind of context runs.
     pub kind: AtomicUsize,
-    /// Set while the thread's normal context waits for a run to begin.
-    pub parked: AtomicBool,
+    /// The last pause between runs in which its normal context waited; see [`workload::pause`].
+    pub parked_in: AtomicUsize,
     /// Which function is called next.
     pub next: AtomicUsize,
     /// How often it went on on another CPU than before.
@@ -67,7 +67,7 @@ static THREADS: [Thread; MAX] = [const {
     Thread {
         state: ThreadState::new(),
         kind: AtomicUsize::new(NORMAL),
-        parked: AtomicBool::new(false),
+        parked_in: AtomicUsize::new(usize::MAX),
         next: AtomicUsize::new(0),
         migrations: AtomicUsize::new(0),
         carried: AtomicUsize::new(0),

@@ -279,19 +279,17 @@ extern "C" fn timer(ip: usize) {
     let interrupted = thread.kind.swap(IRQ, Ordering::Relaxed);
     let outer = thread.state.enter_context();
     step::enter_context(thread, interrupted, IRQ, ip);
-    let frame = graph::enter_context(IRQ);
-    call_in(IRQ);
-    graph::leave_context(frame);
+    work_in(IRQ, || call_in(IRQ));
     apic::end_of_interrupt();
     arm_timer();
     if interrupted == NORMAL {
         // Softirqs, on the way out of the interrupt.
         thread.kind.store(SOFTIRQ, Ordering::Relaxed);
-        let frame = graph::enter_context(SOFTIRQ);
-        cpu::interrupts_on();
-        call_in(SOFTIRQ);
-        cpu::interrupts_off();
-        graph::leave_context(frame);
+        work_in(SOFTIRQ, || {
+            cpu::interrupts_on();
+            call_in(SOFTIRQ);
+            cpu::interrupts_off();
+        });
         // Whatever softirqs cost, the interrupted thread gets its time.
         arm_timer();
     }
@@ -301,6 +299,16 @@ extern "C" fn timer(ip: usize) {
     let may_preempt = cpu::this().state.depth() == 0 || SETTINGS.preempt_pending.load(Ordering::Relaxed);
     if interrupted == NORMAL && may_preempt {
         thread::preempt();
+    }
+}
+
+/// Does what a context is there for, in a frame of its own if the run is traced. Whether there is a run is asked before there is a frame: a context that was
+/// under way when the run began has none, and so makes no call that a trace would take for one of the context around it.
+fn work_in(kind: usize, work: impl FnOnce()) {
+    if workload::is_running() {
+        let frame = graph::enter_context(kind);
+        work();
+        graph::leave_context(frame);
     }
 }
 
@@ -324,9 +332,7 @@ extern "C" fn nmi(ip: usize) {
     thread.kind.store(kind, Ordering::Relaxed);
     let outer = thread.state.enter_context();
     step::enter_context(thread, interrupted, NMI, ip);
-    let frame = graph::enter_context(kind);
-    call_in(kind);
-    graph::leave_context(frame);
+    work_in(kind, || call_in(kind));
     step::leave_context(thread, interrupted);
     thread.state.leave_context(outer);
     thread.kind.store(interrupted, Ordering::Relaxed);

@@ -4,7 +4,7 @@
 //! phase: traced (an ops is attached: the callback must have run once, for this site), untraced (it must not have run), or changing (either).
 //! So losses are found call by call, while sites change. Invariant: a context's counts are touched by that context alone.
 
-use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicUsize, Ordering};
 
 use trapline_engine::CallFrame;
 
@@ -123,8 +123,8 @@ impl Tally {
     }
 }
 
-/// Calls are made while this is set.
-pub static RUNNING: AtomicBool = AtomicBool::new(false);
+/// How often runs began and ended: calls are made while it is odd.
+static RUN: AtomicUsize = AtomicUsize::new(0);
 /// What is called: [`TRACEABLE`] functions, [`REPLACEABLE`] or [`NESTED`] ones, or [`OWN`].
 pub static WORK: AtomicUsize = AtomicUsize::new(TRACEABLE);
 /// How many of them are called: the first ones.
@@ -155,17 +155,38 @@ pub fn enter_phase(phase: usize) {
     PHASE.store((number + 1) << 2 | phase, Ordering::Release);
 }
 
+/// Begins a run.
+pub fn begin_run() {
+    // Release: pairs with the Acquire in `is_running`; who sees the run sees all that was set for it.
+    RUN.fetch_add(1, Ordering::Release);
+}
+
+/// Ends the run. Calls that have begun go on.
+pub fn end_run() {
+    RUN.fetch_add(1, Ordering::Release);
+}
+
+/// The pause between two runs; `None` in a run.
+pub fn pause() -> Option<usize> {
+    Some(RUN.load(Ordering::Acquire)).filter(|run| run % 2 == 0)
+}
+
+/// Whether calls are made.
+pub fn is_running() -> bool {
+    pause().is_none()
+}
+
 /// What threads do for ever.
 pub fn run() -> ! {
     let thread = cpu::current();
     loop {
-        if RUNNING.load(Ordering::Acquire) {
-            thread.parked.store(false, Ordering::Relaxed);
-            call_in(thread::NORMAL, 16);
-        } else {
-            // Release: pairs with the Acquire in `scenario::park`; every call before this is counted.
-            thread.parked.store(true, Ordering::Release);
+        if let Some(pause) = pause() {
+            // Release: pairs with the Acquire in `scenario::all_parked`; every call before this is counted. It says which pause was seen: a thread that has
+            // slept through a run is not taken for one that has ended it.
+            thread.parked_in.store(pause, Ordering::Release);
             core::hint::spin_loop();
+        } else {
+            call_in(thread::NORMAL, 16);
         }
     }
 }
@@ -173,7 +194,7 @@ pub fn run() -> ! {
 /// Calls traced functions in a context of this kind, if a run is on.
 pub fn call_in(kind: usize, calls: usize) {
     for _ in 0..calls {
-        if RUNNING.load(Ordering::Acquire) {
+        if is_running() {
             match WORK.load(Ordering::Relaxed) {
                 REPLACEABLE => livepatch::call(kind),
                 NESTED => graph::call(kind),

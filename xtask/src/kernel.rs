@@ -91,6 +91,14 @@ const JOBS: &[Job] = &[
         limit: Duration::from_mins(2),
     },
     Job {
+        name: "a trace that begins amid interrupts",
+        must: Must::Trace,
+        line: "scenario=trace strategies=slots nmis=2 calls=2000 ticks=5000",
+        quick_line: "scenario=trace strategies=slots nmis=2 calls=2000 ticks=5000",
+        single_step: false,
+        limit: Duration::from_mins(5),
+    },
+    Job {
         name: "a trace of every call, in every context",
         must: Must::Trace,
         line: "scenario=trace strategies=slots nmis=12 calls=80000",
