@@ -16,7 +16,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use self::verdict::{End, Must, Report};
 use crate::args::{Accelerator, Arch, KernelTest};
@@ -264,7 +264,7 @@ impl Run {
                 json!({
                     "version": 1, "arch": arch.name(), "job": job.name, "line": line, "seconds": seconds, "passed": verdict.is_ok(),
                     "broke": report.breakage(), "rows": report.rows, "patches": report.patches, "steps": report.steps(),
-                    "sites_a_second": report.rate(),
+                    "sites_a_second": report.rate(), "trace": judged.trace, "error": verdict.as_ref().err().map(|error| format!("{error:#}")),
                 })
             );
         } else {
@@ -290,10 +290,12 @@ struct Judged {
     verdict: Result<()>,
     /// Nothing is wrong, but not all that is to be seen came about.
     missed: bool,
+    /// What a trace holds; nothing for other jobs.
+    trace: Value,
 }
 
 fn examine(kernel: &Path, arch: Arch, job: &Job, report: &Report, is_quick: bool) -> Judged {
-    let mut judged = Judged { verdict: report.judge(job.must), missed: report.missed(job.must) };
+    let mut judged = Judged { verdict: report.judge(job.must), missed: report.missed(job.must), trace: Value::Null };
     if job.must == Must::Hold && !is_quick {
         judged.verdict = judged.verdict.and_then(|()| report.is_large());
     }
@@ -303,11 +305,15 @@ fn examine(kernel: &Path, arch: Arch, job: &Job, report: &Report, is_quick: bool
     let kind = if job.must == Must::Trace { "kernel" } else { "lossy" };
     let file = kernel.with_file_name(format!("{kind}-{}.data", arch.name()));
     match trace::judge(kernel, &report.trace, &records_file(kernel), &file, job.must) {
-        Err(error) => Judged { verdict: Err(error), missed: false },
+        Err(error) => Judged { verdict: Err(error), missed: false, trace: Value::Null },
         Ok(found) => {
             eprintln!("{}: {}", arch.name(), found.line);
             let missed = found.missing.is_some();
-            Judged { verdict: found.missing.map_or(Ok(()), |missing| Err(anyhow::anyhow!(missing))), missed }
+            Judged {
+                verdict: found.missing.map_or(Ok(()), |missing| Err(anyhow::anyhow!(missing))),
+                missed,
+                trace: found.counts,
+            }
         }
     }
 }

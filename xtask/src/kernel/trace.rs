@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 use trapline_trace::record::{self, Event};
 use trapline_trace::{ClockPoint, Function, Load, Losses, Meta, Module, Process, Stream, Writer};
 
@@ -41,6 +41,8 @@ struct Record {
 pub(super) struct Judged {
     /// For people.
     pub(super) line: String,
+    /// For each context, calls that were made and calls that are in the trace; and how many records were lost.
+    pub(super) counts: Value,
     /// What did not happen to come about, where nothing is wrong.
     pub(super) missing: Option<String>,
 }
@@ -78,13 +80,14 @@ pub(super) fn judge(kernel: &Path, events: &[Value], records: &Path, file: &Path
     let replay = ask(&["replay", "--json"], file)?;
     let found = Found::of(replay["calls"].as_array().context("a replay without calls")?);
     ensure!(of("traced").count() == CONTEXTS.len(), "callers did not say what they counted");
-    let (mut said, mut differs) = (Vec::new(), false);
+    let (mut said, mut differs, mut counts) = (Vec::new(), false, json!({ "records_lost": lost }));
     for (traced, name) in of("traced").zip(CONTEXTS) {
         let (called, seen) = (number(traced, "calls"), found.calls.get(name).copied().unwrap_or_default());
         ensure!(number(traced, "wrong") == 0, "results were disturbed: {traced}");
         ensure!(called > 0 && traced["context"] == name, "nothing was called in {name} context");
         differs |= if must == Must::TraceLoss { seen > called } else { seen != called };
         said.push(format!("{seen} of {called} {name}"));
+        counts[name] = json!({ "calls": called, "in_trace": seen });
     }
     ensure!(!differs, "calls in the trace are not those that were made: {}", said.join(", "));
     let mut missing = None;
@@ -96,7 +99,7 @@ pub(super) fn judge(kernel: &Path, events: &[Value], records: &Path, file: &Path
         }
     }
     said.push(format!("{lost} records lost"));
-    Ok(Judged { line: format!("{}: {}", file.display(), said.join(", ")), missing })
+    Ok(Judged { line: format!("{}: {}", file.display(), said.join(", ")), counts, missing })
 }
 
 /// Records by thread, in the order in which they were written.
@@ -248,8 +251,6 @@ impl Found {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]
