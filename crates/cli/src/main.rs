@@ -25,6 +25,7 @@ mod record;
 mod replay;
 mod report;
 mod shell;
+mod sql;
 mod stress;
 
 use std::{env::args_os, ffi::OsString, process::ExitCode};
@@ -86,6 +87,7 @@ enum Verb {
     Record(record::Arguments),
     Replay(replay::Arguments),
     Report(report::Arguments),
+    Sql(sql::Arguments),
     Stress(stress::Arguments),
 }
 
@@ -93,9 +95,13 @@ impl Verb {
     /// Whether the verb prints what people read at length.
     fn has_pages(&self) -> bool {
         match self {
-            Self::Diff(_) | Self::Functions(_) | Self::Graph(_) | Self::Info(_) | Self::Replay(_) | Self::Report(_) => {
-                true
-            }
+            Self::Diff(_)
+            | Self::Functions(_)
+            | Self::Graph(_)
+            | Self::Info(_)
+            | Self::Replay(_)
+            | Self::Report(_)
+            | Self::Sql(_) => true,
             Self::Patch(arguments) => arguments.is_show(),
             _ => false,
         }
@@ -187,6 +193,7 @@ fn run(verb: &Verb) -> anyhow::Result<Outcome> {
         Verb::Record(arguments) => record::run(arguments),
         Verb::Replay(arguments) => replay::run(arguments),
         Verb::Report(arguments) => report::run(arguments),
+        Verb::Sql(arguments) => sql::run(arguments),
         Verb::Stress(arguments) => stress::run(arguments),
     }
 }

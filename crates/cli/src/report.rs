@@ -160,12 +160,18 @@ pub(crate) fn warn(damage: &Damage, catalog: &Catalog) {
             "{style}trapline:{style:#} the trace has no end: its recorder was killed, or it was cut; what is there was read"
         );
     }
-    if damage.senseless_chunks > 0 {
-        eprintln!("{style}trapline:{style:#} {} chunks make no sense, and were left out", damage.senseless_chunks);
-    }
+    warn_of_senseless(damage.senseless_chunks);
     let lost = catalog.losses.records();
     if lost > 0 {
         eprintln!("{style}trapline:{style:#} {lost} records were lost while recording; `trapline info` tells why");
+    }
+}
+
+/// Tells of chunks that could be read, and not be understood.
+pub(crate) fn warn_of_senseless(chunks: u64) {
+    if chunks > 0 {
+        let style = color::warning();
+        eprintln!("{style}trapline:{style:#} {chunks} chunks make no sense, and were left out");
     }
 }
 

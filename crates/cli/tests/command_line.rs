@@ -29,18 +29,20 @@ const VERBS: &[&[&str]] = &[
     &["record"],
     &["replay"],
     &["report"],
+    &["sql"],
     &["stress"],
     &[],
 ];
 
 /// Command lines that know `--json`, without it, that fail on a file that is not there.
-const WITH_JSON: [&[&str]; 7] = [
+const WITH_JSON: [&[&str]; 8] = [
     &["diff", "none.data", "none.data"],
     &["functions", "-i", "none.data"],
     &["graph", "main", "-i", "none.data"],
     &["info", "-i", "none.data"],
     &["replay", "-i", "none.data"],
     &["report", "-i", "none.data"],
+    &["sql", "SELECT 1", "-i", "none.data"],
     &["patch", "show", "none.data"],
 ];
 

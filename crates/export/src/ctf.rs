@@ -154,7 +154,8 @@ mod tests {
 
     #[test]
     fn no_two_functions_have_the_same_name() {
-        let function = |name: &str, path: &str, address| Function { name: name.into(), path: path.into(), address };
+        let function =
+            |name: &str, path: &str, address| Function { site: 0, name: name.into(), path: path.into(), address };
         let functions = [
             function("f", "/a", 1),
             function("f", "/b", 1),

@@ -1,10 +1,11 @@
 //! A trace in the formats of other tools.
 //!
-//! [`export()`] goes through a trace once and writes it in a [`Format`]. What the trace tells comes as calls from one place (`source`), to one file a format, each
+//! [`Calls`] are for who wants the calls themselves. //! [`export()`] goes through a trace once and writes it in a [`Format`]. What the trace tells comes as calls from one place (`source`), to one file a format, each
 //! of which implements `Output` and knows nothing of the others. Invariant: every call of the trace is told to the format exactly once, with times that
 //! never go back within a thread; memory does not grow with the trace, but for the formats whose own form is a whole ([`Format::is_held`]).
 #![forbid(unsafe_code)]
 
+mod calls;
 mod chrome;
 mod ctf;
 mod error;
@@ -20,9 +21,10 @@ mod speedscope;
 mod target;
 mod uftrace;
 
+pub use calls::{Calls, Row};
 pub use error::Error;
 pub use format::Format;
-pub use source::Summary;
+pub use source::{Function, Summary, Thread};
 pub use target::Target;
 
 use std::path::Path;

@@ -22,7 +22,7 @@ use parquet::{
 use trapline_trace::Ending;
 
 use crate::{
-    source::{Call, Enter, Output, Thread, Trace},
+    source::{Call, ENDINGS, Enter, Output, Thread, Trace, place_of},
     target::Stream,
 };
 
@@ -45,10 +45,6 @@ const SCHEMA: &str = "message call {
 
 /// Columns of numbers that are rarely the same.
 const NUMBERS: [&str; 3] = ["start_ns", "duration_ns", "self_ns"];
-
-/// How a call ended, in words. The last one: its return is not seen.
-const ENDINGS: [&str; 6] = ["returned", "unwound", "jumped", "open", "unknown", "point"];
-const POINT: usize = 5;
 
 /// In a group. Engines deal groups out to their threads, and some hundred thousand rows are enough for each.
 const GROUP_ROWS: usize = 1 << 18;
@@ -201,17 +197,6 @@ fn failure(error: ParquetError) -> io::Error {
     }
 }
 
-/// Which of [`ENDINGS`] this is.
-fn number(ending: Ending) -> usize {
-    match ending {
-        Ending::Returned => 0,
-        Ending::Unwound => 1,
-        Ending::Jumped => 2,
-        Ending::Open => 3,
-        Ending::Unknown => 4,
-    }
-}
-
 impl Output for Parquet {
     fn begin(&mut self, trace: &Trace) -> io::Result<()> {
         let meta = trace.catalog.meta.clone().unwrap_or_default();
@@ -239,11 +224,11 @@ impl Output for Parquet {
     fn leave(&mut self, trace: &Trace, _: &Thread, call: Call) -> io::Result<()> {
         let Call { function, depth, start_ns, end_ns, self_ns, ending } = call;
         let timed = (ending != Ending::Unknown).then(|| (end_ns - start_ns, self_ns));
-        self.row(trace, Enter { function, depth, start_ns }, timed, number(ending))
+        self.row(trace, Enter { function, depth, start_ns }, timed, place_of(Some(ending)))
     }
 
     fn point(&mut self, trace: &Trace, _: &Thread, enter: Enter) -> io::Result<()> {
-        self.row(trace, enter, None, POINT)
+        self.row(trace, enter, None, place_of(None))
     }
 
     fn end(mut self, _: &Trace) -> io::Result<()> {

@@ -81,14 +81,32 @@ pub(crate) struct Call {
     pub(crate) ending: Ending,
 }
 
+/// How a call ended, in words. The last one: its return is not seen.
+pub(crate) const ENDINGS: [&str; 6] = ["returned", "unwound", "jumped", "open", "unknown", "point"];
+
+/// Which of [`ENDINGS`] this is; `None` for a call whose return is not seen.
+pub(crate) fn place_of(ending: Option<Ending>) -> usize {
+    match ending {
+        Some(Ending::Returned) => 0,
+        Some(Ending::Unwound) => 1,
+        Some(Ending::Jumped) => 2,
+        Some(Ending::Open) => 3,
+        Some(Ending::Unknown) => 4,
+        None => 5,
+    }
+}
+
 /// A function, as formats show it.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Function {
-    pub(crate) name: String,
+pub struct Function {
+    /// The recorder's number for it.
+    pub site: u32,
+    /// As people write it.
+    pub name: String,
     /// Of its module.
-    pub(crate) path: String,
+    pub path: String,
     /// In the file.
-    pub(crate) address: u64,
+    pub address: u64,
 }
 
 impl Function {
@@ -131,25 +149,29 @@ impl Trace {
         self.number_of[site as usize] = number + 1;
         let found = self.catalog.function(site);
         let address = found.function.map_or(0, |function| function.address);
-        self.functions.push(Function { name: found.name(), path: found.module_path().to_owned(), address });
+        self.functions.push(Function { site, name: found.name(), path: found.module_path().to_owned(), address });
         number
     }
 }
 
 /// A thread of a process that runs one program.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Thread {
+pub struct Thread {
     /// The recorder's number for its events, unique in the trace.
-    pub(crate) stream: u32,
-    pub(crate) tid: u32,
-    pub(crate) pid: u32,
+    pub stream: u32,
+    /// The system's number for it.
+    pub tid: u32,
+    /// And for its process.
+    pub pid: u32,
     /// Its own name, or its process's.
-    pub(crate) name: String,
-    pub(crate) process: Process,
+    pub name: String,
+    /// What is known of the process.
+    pub process: Process,
 }
 
 impl Thread {
-    fn new(catalog: &Catalog, stream: u32) -> Self {
+    /// The thread of a stream; what is not known of it is empty.
+    pub fn new(catalog: &Catalog, stream: u32) -> Self {
         let known = catalog.streams.get(&stream).cloned().unwrap_or_default();
         let process = catalog.processes.get(&known.process).cloned().unwrap_or_default();
         // Traces that name no process have one all the same, for formats that want one.
@@ -159,7 +181,7 @@ impl Thread {
     }
 
     /// The program's file without its directories.
-    pub(crate) fn program(&self) -> &str {
+    pub fn program(&self) -> &str {
         match program(&self.process) {
             "" => &self.name,
             program => program,
@@ -174,24 +196,57 @@ fn program(process: &Process) -> &str {
 /// Goes through a trace.
 pub(crate) fn drive<O: Output>(
     input: &Path,
-    mut output: O,
+    output: O,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Summary, Failure> {
-    let (mut timeline, catalog, mut damage) = Timeline::open(input, O::ORDER, |_, _| true).map_err(Failure::Trace)?;
-    let mut trace = Trace { clock: catalog.clock(), catalog, functions: Vec::new(), number_of: Vec::new() };
-    output.begin(&trace).map_err(Failure::Output)?;
-    let mut threads = Threads::default();
-    let (total, mut done, mut calls) = (timeline.records(), 0, 0);
-    while let Some(part) = timeline.next_part().map_err(Failure::Trace)? {
-        let mut state = threads.take(part.stream).unwrap_or_else(|| State::new(&trace.catalog, part.stream));
-        let mut teller = Teller { output: &mut output, trace: &mut trace, state: &mut state.told, calls: &mut calls };
+    let mut drive = Drive::open(input, output, |_, _| true)?;
+    while drive.step()? {
+        progress(drive.done, drive.total);
+    }
+    drive.end()
+}
+
+/// A way through a trace.
+#[derive(Debug)]
+pub(crate) struct Drive<O> {
+    pub(crate) output: O,
+    pub(crate) trace: Trace,
+    timeline: Timeline,
+    threads: Threads,
+    damage: Damage,
+    /// Events that are done, and all of them.
+    done: u64,
+    total: u64,
+    calls: u64,
+}
+
+impl<O: Output> Drive<O> {
+    /// Opens a trace, of which the streams are told that `is_wanted`.
+    pub(crate) fn open(
+        input: &Path,
+        mut output: O,
+        is_wanted: impl Fn(&Catalog, u32) -> bool,
+    ) -> Result<Self, Failure> {
+        let (timeline, catalog, damage) = Timeline::open(input, O::ORDER, is_wanted).map_err(Failure::Trace)?;
+        let trace = Trace { clock: catalog.clock(), catalog, functions: Vec::new(), number_of: Vec::new() };
+        output.begin(&trace).map_err(Failure::Output)?;
+        let (threads, total) = (Threads::default(), timeline.records());
+        Ok(Self { output, trace, timeline, threads, damage, done: 0, total, calls: 0 })
+    }
+
+    /// Tells some events of one thread. False if there are no more.
+    pub(crate) fn step(&mut self) -> Result<bool, Failure> {
+        let Some(part) = self.timeline.next_part().map_err(Failure::Trace)? else { return Ok(false) };
+        let trace = &mut self.trace;
+        let mut state = self.threads.take(part.stream).unwrap_or_else(|| State::new(&trace.catalog, part.stream));
+        let mut teller = Teller { output: &mut self.output, trace, state: &mut state.told, calls: &mut self.calls };
         teller.tell(|output, trace, thread| if thread.is_new { output.thread(trace, &thread.thread) } else { Ok(()) });
         teller.state.is_new = false;
         if let Some(chunk) = part.starts {
             state.frames.start(chunk, &mut teller);
         }
         state.frames.events(part.events, &mut teller);
-        done += part.events.len() as u64;
+        self.done += part.events.len() as u64;
         if part.is_last {
             state.frames.finish(&mut teller);
             teller.tell(|output, trace, thread| output.thread_end(trace, &thread.thread));
@@ -200,17 +255,25 @@ pub(crate) fn drive<O: Output>(
             return Err(Failure::Output(failure));
         }
         if !part.is_last {
-            threads.put(state);
+            self.threads.put(state);
         }
-        progress(done, total);
+        Ok(true)
     }
-    output.end(&trace).map_err(Failure::Output)?;
-    damage.senseless_chunks += timeline.senseless_chunks();
-    Ok(Summary { catalog: trace.catalog, damage, calls })
+
+    /// Chunks so far whose checksums are right, and whose events make no sense.
+    pub(crate) fn senseless_chunks(&self) -> u64 {
+        self.damage.senseless_chunks + self.timeline.senseless_chunks()
+    }
+
+    fn end(mut self) -> Result<Summary, Failure> {
+        self.damage.senseless_chunks = self.senseless_chunks();
+        self.output.end(&self.trace).map_err(Failure::Output)?;
+        Ok(Summary { catalog: self.trace.catalog, damage: self.damage, calls: self.calls })
+    }
 }
 
 /// Threads between two of their parts. The one that comes next is mostly the one that came last.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Threads {
     waiting: std::collections::HashMap<u32, Box<State>>,
     last: Option<Box<State>>,
@@ -233,12 +296,14 @@ impl Threads {
 }
 
 /// What is kept of a thread between its parts.
+#[derive(Debug)]
 struct State {
     frames: Frames<Open>,
     told: Told,
 }
 
 /// What was told of it.
+#[derive(Debug)]
 struct Told {
     thread: Thread,
     is_new: bool,
