@@ -17,6 +17,8 @@ mod failure;
 mod functions;
 mod graph;
 mod info;
+#[cfg(target_arch = "x86_64")]
+mod live;
 mod names;
 mod pager;
 mod patch;

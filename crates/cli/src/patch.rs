@@ -1,4 +1,4 @@
-//! `trapline patch`: builds live patches, and tells what is in them.
+//! `trapline patch`: builds live patches, and tells what is in them. What it does in processes is in `live`.
 //!
 //! Owns the options of its verbs and both forms of the description. What a patch is, what is refused and why comes from `trapline-patch`. Invariant: a patch that
 //! was refused leaves no file.
@@ -15,12 +15,14 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 use trapline_patch::{Error, Note, NoteKind, Pair, Patch, Place, Refusal, Request, Role};
 
+#[cfg(target_arch = "x86_64")]
+use crate::live;
 use crate::{Outcome, Refused, info::print};
 
 /// Of the JSON description. Keys may be added without a new version.
 const JSON_VERSION: u32 = 1;
 
-/// Builds live patches from recompiled objects, and tells what is in them.
+/// Builds live patches from recompiled objects, and puts them into running processes.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  trapline patch build --help\n  trapline patch show fix.tlp")]
 pub(crate) struct Arguments {
@@ -39,6 +41,14 @@ impl Arguments {
 enum Verb {
     Build(BuildArguments),
     Show(ShowArguments),
+    #[cfg(target_arch = "x86_64")]
+    Apply(live::ApplyArguments),
+    #[cfg(target_arch = "x86_64")]
+    Revert(live::RevertArguments),
+    #[cfg(target_arch = "x86_64")]
+    List(live::ListArguments),
+    #[cfg(target_arch = "x86_64")]
+    Status(live::ListArguments),
 }
 
 /// Builds a patch: the functions that changed between two objects, for an executable.
@@ -96,6 +106,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome> {
     match &arguments.verb {
         Verb::Build(arguments) => build(arguments),
         Verb::Show(arguments) => show(arguments),
+        #[cfg(target_arch = "x86_64")]
+        Verb::Apply(arguments) => live::apply(arguments),
+        #[cfg(target_arch = "x86_64")]
+        Verb::Revert(arguments) => live::revert(arguments),
+        #[cfg(target_arch = "x86_64")]
+        Verb::List(arguments) => live::list(arguments, false),
+        #[cfg(target_arch = "x86_64")]
+        Verb::Status(arguments) => live::list(arguments, true),
     }
 }
 
@@ -135,7 +153,7 @@ fn show(arguments: &ShowArguments) -> Result<Outcome> {
 }
 
 /// Reads a patch file.
-fn read(path: &Path) -> Result<Patch> {
+pub(crate) fn read(path: &Path) -> Result<Patch> {
     let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
     Patch::decode(&bytes).map_err(|error| Refused(format!("{}: {error}", path.display())).into())
 }

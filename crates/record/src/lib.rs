@@ -26,6 +26,7 @@ mod handing;
 mod inject;
 mod launch;
 mod leave;
+pub mod live;
 pub mod machine;
 mod overhead;
 mod pending;

@@ -1,0 +1,160 @@
+//! Why a patch was not applied or reverted, each with what to do next.
+
+use std::{fmt, io, time::Duration};
+
+use trapline_engine::Addr;
+use trapline_patch::LinkError;
+
+use crate::{refusal::Refusal, sys::Tid};
+
+/// Why a patch was not applied or reverted. The process is as before.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LiveError {
+    /// The process cannot be patched.
+    #[error("cannot patch process {pid}: {reason}")]
+    NotPatchable {
+        /// The process.
+        pid: Tid,
+        /// Why.
+        reason: Refusal,
+    },
+    /// Another command is at work.
+    #[error("another trapline is patching process {pid}; wait until it is done")]
+    InUse {
+        /// The process.
+        pid: Tid,
+    },
+    /// The patch is for code of another width than is supported.
+    #[error("the patch is for {bits} bit; only processes of 64 bit can be patched")]
+    Width {
+        /// The patch's.
+        bits: u32,
+    },
+    /// The patch has callbacks.
+    #[error("the patch has callbacks (trapline_pre_apply and others), which are not called yet; build it without them")]
+    Callbacks,
+    /// Exceptions could not go through new code.
+    #[error(
+        "the process can throw exceptions, and its unwinder would not know the new code: one that goes through it would end the process; \
+         if none does, say --force"
+    )]
+    Unwinding,
+    /// The process has not loaded what the patch is for.
+    #[error("the patch is for {target} with build-id {wanted}, {found}; build it for what the process runs")]
+    NotLoaded {
+        /// The file's name.
+        target: String,
+        /// Its build-id.
+        wanted: String,
+        /// What there is instead.
+        found: String,
+    },
+    /// A function's code is not the file's.
+    #[error(
+        "the code of {function} at {at} is not what the patch expects: a debugger's breakpoint, an armed recorder, or another patch has changed it; end that first"
+    )]
+    OtherCode {
+        /// The function.
+        function: String,
+        /// Where it is.
+        at: Addr,
+    },
+    /// There is no room for a jump.
+    #[error("{function} is shorter than the 5 bytes of a jump; patch its callers instead")]
+    TooShort {
+        /// The function.
+        function: String,
+    },
+    /// One active set an object.
+    #[error("{target} is patched by {active} already; revert that first (trapline patch revert -p PID {active}), and build one patch for both")]
+    Patched {
+        /// What is active.
+        active: String,
+        /// The file.
+        target: String,
+    },
+    /// The memory around the target is full.
+    #[error("there is no room for {len_bytes} bytes within reach of the target; make the patch smaller")]
+    NoRoom {
+        /// How much was looked for.
+        len_bytes: u64,
+    },
+    /// The patch does not fit.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// Somebody was in the functions until the deadline.
+    #[error("given up after {} s and {stops} stops, with nothing changed: {blocked}", .waited.as_secs_f32())]
+    Busy {
+        /// How long it was tried.
+        waited: Duration,
+        /// How often the threads were stopped.
+        stops: u32,
+        /// Who.
+        blocked: Box<Blocked>,
+    },
+    /// The threads did not stand still.
+    #[error("given up after {} s: not all threads could be stopped; one may wait in the kernel, as after vfork", .waited.as_secs_f32())]
+    Unstoppable {
+        /// How long it was tried.
+        waited: Duration,
+    },
+    /// There is nothing to revert.
+    #[error("process {pid} has no such patch; active: {}", if .names.is_empty() { "none" } else { .names })]
+    NoSuchPatch {
+        /// The process.
+        pid: Tid,
+        /// What is active.
+        names: String,
+    },
+    /// There are several.
+    #[error("several patches are active: {names}; say which")]
+    WhichPatch {
+        /// What is active.
+        names: String,
+    },
+    /// It was forced.
+    #[error("{name} was applied by --force: nobody can tell whether it can be taken back; restart the process")]
+    Tainted {
+        /// The patch.
+        name: String,
+    },
+    /// A call of the operating system failed.
+    #[error("process {pid}: {doing}: {source}")]
+    System {
+        /// The process.
+        pid: Tid,
+        /// What was being done.
+        doing: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+}
+
+impl LiveError {
+    pub(super) fn system(pid: Tid, doing: &'static str, source: io::Error) -> Self {
+        Self::System { pid, doing, source }
+    }
+}
+
+/// A thread that was in the way.
+#[derive(Clone, Debug)]
+pub struct Blocked {
+    /// The thread.
+    pub tid: Tid,
+    /// What it calls itself.
+    pub thread: String,
+    /// What it was in.
+    pub function: String,
+    /// What says so.
+    pub how: String,
+    /// What may be its callers, from the innermost.
+    pub backtrace: Vec<String>,
+}
+
+impl fmt::Display for Blocked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "thread {} ({}) is in {} ({})", self.tid, self.thread, self.function, self.how)?;
+        self.backtrace.iter().try_for_each(|frame| write!(f, "\n  {frame}"))
+    }
+}

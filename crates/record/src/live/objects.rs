@@ -1,0 +1,309 @@
+//! What a process has loaded, and where its symbols are.
+//!
+//! Owns [`Objects`], in the order in which the dynamic linker looks symbols up, and [`Names`], which answers the linker's questions. What the target's own table of
+//! addresses says comes first: it is what the dynamic linker found, also for functions that are chosen when the program starts.
+
+use std::{collections::HashMap, fs, io, path::PathBuf};
+
+use object::{
+    Endianness, elf,
+    read::elf::{FileHeader, ProgramHeader, Rela, SectionHeader, Sym},
+};
+use trapline_engine::{Addr, AddrRange};
+use trapline_patch::{Resolver, Target, ThreadLocal, ThreadPlace};
+
+use super::LiveError;
+use crate::sys::{Tid, maps::Mapping, memory::Memory};
+
+type File = elf::FileHeader64<Endianness>;
+
+/// All objects of a process.
+#[derive(Debug)]
+pub(super) struct Objects(Vec<Object>);
+
+/// An executable or library in a process.
+#[derive(Debug)]
+pub(super) struct Object {
+    path: PathBuf,
+    bytes: Vec<u8>,
+    /// What is added to its addresses.
+    pub(super) bias: u64,
+    /// From its first mapping to its last.
+    pub(super) range: AddrRange,
+    is_executable: bool,
+}
+
+/// A symbol that others can see.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Export {
+    at: Addr,
+    is_chosen: bool,
+}
+
+impl Objects {
+    /// Reads which there are, and their files.
+    pub(super) fn of(pid: Tid, memory: &Memory, mappings: &[Mapping]) -> io::Result<Self> {
+        let (bias, dynamic) = executable(pid, memory)?;
+        let mut loads = vec![(bias, None)];
+        if let Some(dynamic) = dynamic {
+            loads.extend(link_map(memory, dynamic)?.into_iter().skip(1).map(|(bias, at)| (bias, Some(at))));
+        }
+        let phdr = auxv(pid)?.get(&AT_PHDR).copied().unwrap_or(0);
+        let objects = loads.into_iter().filter_map(|(bias, dynamic)| {
+            let inside = Addr::new(dynamic.unwrap_or(phdr));
+            let mapping = mappings.iter().find(|mapping| mapping.range.contains(inside) && mapping.inode != 0)?;
+            Object::read(pid, mappings, mapping, bias, dynamic.is_none())
+        });
+        Ok(Self(objects.collect()))
+    }
+
+    /// The one that a patch is for.
+    pub(super) fn of_build(&self, target: &Target) -> Result<&Object, LiveError> {
+        let wanted = hexadecimal(&target.build_id);
+        if let Some(object) = self.0.iter().find(|object| object.build_id().as_deref() == Some(&target.build_id)) {
+            return Ok(object);
+        }
+        let of_this_name = |object: &&Object| object.path.file_name().is_some_and(|name| *name == *target.name);
+        let found = self.0.iter().find(of_this_name).or(self.0.first());
+        let found = found.map_or_else(
+            || "and the process has no file that can be read".to_owned(),
+            |object| {
+                let id = object.build_id().map_or_else(|| "none".to_owned(), |id| hexadecimal(&id));
+                format!("and the process runs {} with build-id {id}", object.path.display())
+            },
+        );
+        Err(LiveError::NotLoaded { target: target.name.clone(), wanted, found })
+    }
+
+    /// What the first object has that has a symbol for others to see.
+    pub(super) fn export(&self, name: &str, version: Option<&str>) -> Option<Export> {
+        self.0.iter().find_map(|object| object.export(name, version))
+    }
+
+    /// Answers for a patch of `target`.
+    pub(super) fn resolver<'a>(&'a self, target: &'a Object, memory: &'a Memory) -> Names<'a> {
+        Names { objects: self, target, memory }
+    }
+
+    /// What is at an address of code: a function and the object.
+    pub(super) fn name_of(&self, at: Addr) -> Option<String> {
+        let object = self.0.iter().find(|object| object.range.contains(at))?;
+        let address = at.value().wrapping_sub(object.bias);
+        let file = object.path.file_name().unwrap_or_default().to_string_lossy();
+        let function = object.function_at(address).unwrap_or_else(|| format!("{address:#x}"));
+        Some(format!("{function} ({file})"))
+    }
+}
+
+impl Object {
+    fn read(pid: Tid, mappings: &[Mapping], mapping: &Mapping, bias: u64, is_executable: bool) -> Option<Self> {
+        let AddrRange { start, end } = mapping.range;
+        // By this name also a file that was deleted is found, as after an update.
+        let mapped = PathBuf::from(format!("/proc/{pid}/map_files/{:x}-{:x}", start.value(), end.value()));
+        let bytes = mapping.file(pid).and_then(|path| fs::read(path).ok()).or_else(|| fs::read(mapped).ok())?;
+        let its = || mappings.iter().filter(|other| other.inode == mapping.inode && other.path == mapping.path);
+        let range = AddrRange { start: its().next()?.range.start, end: its().next_back()?.range.end };
+        Some(Self { path: mapping.path.clone(), bytes, bias, range, is_executable })
+    }
+
+    fn header(&self) -> Option<(&File, Endianness)> {
+        let header = File::parse(&*self.bytes).ok()?;
+        Some((header, header.endian().ok()?))
+    }
+
+    fn build_id(&self) -> Option<Vec<u8>> {
+        let (header, endian) = self.header()?;
+        for segment in header.program_headers(endian, &*self.bytes).ok()? {
+            let Ok(Some(mut notes)) = segment.notes(endian, &*self.bytes) else { continue };
+            while let Ok(Some(note)) = notes.next() {
+                if note.name() == elf::ELF_NOTE_GNU && note.n_type(endian) == elf::NT_GNU_BUILD_ID {
+                    return Some(note.desc().to_vec());
+                }
+            }
+        }
+        None
+    }
+
+    fn export(&self, name: &str, version: Option<&str>) -> Option<Export> {
+        let (header, endian) = self.header()?;
+        let sections = header.sections(endian, &*self.bytes).ok()?;
+        let symbols = sections.symbols(endian, &*self.bytes, elf::SHT_DYNSYM).ok()?;
+        let versions = sections.versions(endian, &*self.bytes).ok()?;
+        for (index, symbol) in symbols.enumerate() {
+            if symbol.is_undefined(endian) || symbols.symbol_name(endian, symbol).ok()? != name.as_bytes() {
+                continue;
+            }
+            let place = versions.as_ref().map(|versions| (versions, versions.version_index(endian, index)));
+            if let Some((versions, index)) = place {
+                let found = versions.version(index.into()).ok().flatten().map(object::read::elf::Version::name);
+                let fits = match version {
+                    Some(wanted) => found.is_none_or(|found| found == wanted.as_bytes()),
+                    // Without one the default counts.
+                    None => !index.is_hidden(),
+                };
+                if !fits {
+                    continue;
+                }
+            }
+            let at = Addr::new(symbol.st_value(endian).wrapping_add(self.bias));
+            return Some(Export { at, is_chosen: symbol.st_type() == elf::STT_GNU_IFUNC });
+        }
+        None
+    }
+
+    /// Where the dynamic linker puts the address of a symbol of another object, in this object.
+    fn slots_of(&self, name: &str) -> Vec<Addr> {
+        let found = || {
+            let (header, endian) = self.header()?;
+            let sections = header.sections(endian, &*self.bytes).ok()?;
+            let symbols = sections.symbols(endian, &*self.bytes, elf::SHT_DYNSYM).ok()?;
+            let mut slots = Vec::new();
+            for section in sections.iter() {
+                let Ok(Some((relocations, _))) = section.rela(endian, &*self.bytes) else { continue };
+                for relocation in relocations {
+                    let kind = relocation.r_type(endian, false);
+                    let is_slot = kind == elf::R_X86_64_GLOB_DAT || kind == elf::R_X86_64_JUMP_SLOT;
+                    let Some(index) = relocation.symbol(endian, false).filter(|_| is_slot) else { continue };
+                    let Ok(symbol) = symbols.symbol(index) else { continue };
+                    if symbols.symbol_name(endian, symbol).is_ok_and(|found| found == name.as_bytes()) {
+                        slots.push(Addr::new(relocation.r_offset(endian).wrapping_add(self.bias)));
+                    }
+                }
+            }
+            Some(slots)
+        };
+        found().unwrap_or_default()
+    }
+
+    fn function_at(&self, address: u64) -> Option<String> {
+        let (header, endian) = self.header()?;
+        let sections = header.sections(endian, &*self.bytes).ok()?;
+        for kind in [elf::SHT_SYMTAB, elf::SHT_DYNSYM] {
+            let symbols = sections.symbols(endian, &*self.bytes, kind).ok()?;
+            let here = symbols.iter().find(|symbol| {
+                let start = symbol.st_value(endian);
+                let is_function = symbol.st_type() == elf::STT_FUNC && !symbol.is_undefined(endian);
+                is_function && (start..start + symbol.st_size(endian)).contains(&address)
+            });
+            if let Some(symbol) = here {
+                let name = symbols.symbol_name(endian, symbol).ok()?;
+                return Some(format!("{}+{:#x}", String::from_utf8_lossy(name), address - symbol.st_value(endian)));
+            }
+        }
+        None
+    }
+
+    /// How long the block of thread-local variables is, as the dynamic linker allots it for an executable.
+    fn thread_block_bytes(&self) -> Option<u64> {
+        let (header, endian) = self.header()?;
+        let segments = header.program_headers(endian, &*self.bytes).ok()?;
+        let block = segments.iter().find(|segment| segment.p_type(endian) == elf::PT_TLS)?;
+        Some(block.p_memsz(endian).next_multiple_of(block.p_align(endian).max(1)))
+    }
+}
+
+/// Answers the linker's questions.
+#[derive(Debug)]
+pub(super) struct Names<'a> {
+    objects: &'a Objects,
+    target: &'a Object,
+    memory: &'a Memory,
+}
+
+impl Names<'_> {
+    /// What an object was told of a symbol, unless that is to be found out at the first call.
+    fn known_to(&self, object: &Object, name: &str) -> Option<Addr> {
+        let known = object.slots_of(name).into_iter().filter_map(|slot| self.memory.read_word(slot).ok());
+        known.map(Addr::new).find(|at| at.value() != 0 && !object.range.contains(*at))
+    }
+}
+
+impl Resolver for Names<'_> {
+    fn bias(&self) -> u64 {
+        self.target.bias
+    }
+
+    fn import(&self, name: &str, version: Option<&str>) -> Option<Addr> {
+        self.known_to(self.target, name).or_else(|| {
+            let export = self.objects.export(name, version)?;
+            if export.is_chosen {
+                // Another object may know what was chosen.
+                return self.objects.0.iter().find_map(|object| self.known_to(object, name));
+            }
+            Some(export.at)
+        })
+    }
+
+    fn thread_local(&self, variable: ThreadLocal<'_>) -> Option<ThreadPlace> {
+        let ThreadLocal::Target { offset } = variable else { return None };
+        if !self.target.is_executable {
+            return None;
+        }
+        // ELF TLS, variant II: the executable's block ends at the thread pointer, and it is module 1.
+        let block_bytes = self.target.thread_block_bytes()?;
+        let from_thread_pointer = offset.wrapping_sub(block_bytes).cast_signed();
+        Some(ThreadPlace { module: 1, offset, from_thread_pointer: Some(from_thread_pointer) })
+    }
+}
+
+/// For people.
+pub(super) fn hexadecimal(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+const AT_PHDR: u64 = 3;
+const AT_PHNUM: u64 = 5;
+
+/// What the kernel told the program when it started (getauxval(3)).
+fn auxv(pid: Tid) -> io::Result<HashMap<u64, u64>> {
+    let bytes = fs::read(format!("/proc/{pid}/auxv"))?;
+    let words: Vec<u64> = bytes.as_chunks().0.iter().map(|word| u64::from_le_bytes(*word)).collect();
+    Ok(words.as_chunks().0.iter().map(|[key, value]| (*key, *value)).collect())
+}
+
+/// The executable's bias, and where its dynamic section is.
+fn executable(pid: Tid, memory: &Memory) -> io::Result<(u64, Option<Addr>)> {
+    const HEADER_BYTES: usize = 56;
+    let auxv = auxv(pid)?;
+    let word = |key: u64| auxv.get(&key).copied().unwrap_or(0);
+    let at = word(AT_PHDR);
+    let len_bytes = usize::try_from(word(AT_PHNUM)).unwrap_or(0).min(1 << 16) * HEADER_BYTES;
+    let headers = memory.read_vec(Addr::new(at), len_bytes)?;
+    let (mut bias, mut dynamic) = (0, None);
+    for header in headers.chunks_exact(HEADER_BYTES) {
+        let kind = header.first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes));
+        let address = header[16..].first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+        match kind {
+            6 => bias = at.wrapping_sub(address),
+            2 => dynamic = Some(address),
+            _ => {}
+        }
+    }
+    Ok((bias, dynamic.map(|address| Addr::new(address.wrapping_add(bias)))))
+}
+
+/// All objects that the dynamic linker has loaded, in its order: bias, and where the dynamic section is. (`link.h`, `struct link_map`.)
+fn link_map(memory: &Memory, dynamic: Addr) -> io::Result<Vec<(u64, u64)>> {
+    const DT_DEBUG: u64 = 21;
+    const LIMIT: usize = 1 << 16;
+    let mut at = dynamic;
+    let debug = loop {
+        match memory.read_word(at)? {
+            0 => return Ok(Vec::new()),
+            DT_DEBUG => break memory.read_word(at.after(8))?,
+            _ => at = at.after(16),
+        }
+    };
+    let mut loaded = Vec::new();
+    let mut next = if debug == 0 { 0 } else { memory.read_word(Addr::new(debug).after(8))? };
+    while next != 0 && loaded.len() < LIMIT {
+        let entry = Addr::new(next);
+        loaded.push((memory.read_word(entry)?, memory.read_word(entry.after(16))?));
+        next = memory.read_word(entry.after(24))?;
+    }
+    Ok(loaded)
+}

@@ -1,0 +1,224 @@
+//! The moment in which functions are exchanged: all threads stand still, and none is in them.
+//!
+//! Owns [`Transition`], the stops with their pauses, and [`Check`], where nobody may be. Whoever is in the way is asked for its callers after it went on.
+
+use std::{
+    fs, io, thread,
+    time::{Duration, Instant},
+};
+
+use trapline_engine::{Addr, AddrRange};
+use trapline_process::quiesce::{Blocker, How, OtherProcess, RangeSet, stop_process};
+
+use super::{Blocked, LiveError, objects::Objects};
+use crate::{
+    inject::Gadgets,
+    remote::Remote,
+    sys::{
+        Tid,
+        memory::Memory,
+        ptrace,
+        spawn::{self, Urgent},
+    },
+};
+
+/// How long threads have to stand still. A stop that takes longer is one that the program would notice.
+const PATIENCE: Duration = Duration::from_millis(15);
+
+const FIRST_PAUSE: Duration = Duration::from_millis(1);
+const LONGEST_PAUSE: Duration = Duration::from_millis(100);
+
+/// Where nobody may be, and what is there.
+#[derive(Clone, Debug)]
+pub(super) struct Check {
+    named: Vec<(String, AddrRange)>,
+}
+
+impl Check {
+    pub(super) fn new(named: Vec<(String, AddrRange)>) -> Self {
+        Self { named }
+    }
+
+    pub(super) fn and(mut self, name: String, range: AddrRange) -> Self {
+        self.named.push((name, range));
+        self
+    }
+
+    fn ranges(&self) -> RangeSet {
+        RangeSet::new(self.named.iter().map(|(_, range)| *range))
+    }
+
+    /// What a blocker is in: for a return address the call before it counts.
+    fn name_of(&self, blocker: &Blocker) -> String {
+        let at = if matches!(blocker.how, How::StackWord { .. }) { blocker.at.offset(-1) } else { blocker.at };
+        let found = self.named.iter().find(|(_, range)| range.contains(at));
+        found.map_or_else(|| "a stack that cannot be searched".to_owned(), |(name, _)| name.clone())
+    }
+}
+
+/// Stops, until nobody is where nobody may be, or the time is over.
+pub(super) struct Transition<'a> {
+    pid: Tid,
+    memory: &'a Memory,
+    deadline: Duration,
+}
+
+/// How it went.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Report {
+    pub(super) stops: u32,
+    pub(super) longest: Duration,
+}
+
+/// A thread in the way, as it stood there.
+struct InTheWay {
+    blocker: Blocker,
+    pc: Addr,
+    stack: Vec<Addr>,
+}
+
+impl<'a> Transition<'a> {
+    pub(super) fn new(pid: Tid, memory: &'a Memory, deadline: Duration) -> Self {
+        Self { pid, memory, deadline }
+    }
+
+    /// Runs `commit` in the first stop in which nobody is inside. It gets a thread that can work.
+    pub(super) fn run(
+        &self,
+        check: &Check,
+        objects: &Objects,
+        mut commit: impl FnMut(Tid) -> io::Result<()>,
+    ) -> Result<Report, LiveError> {
+        let started = Instant::now();
+        let ranges = check.ranges();
+        let (mut report, mut pause) = (Report::default(), FIRST_PAUSE);
+        loop {
+            let urgent = Urgent::new();
+            let begun = Instant::now();
+            let stopped = stop_process(self.pid, PATIENCE, |threads| {
+                match self.in_the_way(threads, &ranges)? {
+                    Some(found) => Ok(Some(found)),
+                    None => commit(first(threads)?).map(|()| None),
+                }
+            });
+            report.stops += 1;
+            report.longest = report.longest.max(begun.elapsed());
+            drop(urgent);
+            let waited = started.elapsed();
+            let is_over = waited >= self.deadline;
+            match stopped {
+                Ok(Ok(None)) => return Ok(report),
+                Ok(Ok(Some(found))) if is_over => {
+                    let blocked = Box::new(self.blocked(check, objects, &found));
+                    return Err(LiveError::Busy { waited, stops: report.stops, blocked });
+                }
+                Ok(Ok(Some(_))) => {}
+                Err(error) if error.kind() == io::ErrorKind::TimedOut && is_over => {
+                    return Err(LiveError::Unstoppable { waited });
+                }
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => {}
+                Ok(Err(error)) => return Err(LiveError::system(self.pid, "exchanging the functions", error)),
+                Err(error) => return Err(LiveError::system(self.pid, "stopping its threads", error)),
+            }
+            thread::sleep(pause.min(self.deadline.saturating_sub(waited)));
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    fn in_the_way(&self, threads: &[Tid], ranges: &RangeSet) -> io::Result<Option<InTheWay>> {
+        let process = OtherProcess::new(first(threads)?)?;
+        for &tid in threads {
+            let registers = match ptrace::registers(tid) {
+                Ok(registers) => registers,
+                // It was killed.
+                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => continue,
+                Err(error) => return Err(error),
+            };
+            if let Some(blocker) = process.blocker_of(tid, &registers, ranges, ranges) {
+                const STACK_BYTES: usize = 16 << 10;
+                let sp = Addr::new(registers.rsp & !7);
+                // The end of the stack may be closer: then a page at a time.
+                let stack = self.memory.read_vec(sp, STACK_BYTES).or_else(|_| {
+                    let left = 4096 - sp.value() % 4096;
+                    self.memory.read_vec(sp, usize::try_from(left).unwrap_or(8))
+                });
+                let stack = stack.unwrap_or_default();
+                let words = stack.as_chunks().0.iter().map(|word| Addr::new(u64::from_le_bytes(*word)));
+                return Ok(Some(InTheWay { blocker, pc: Addr::new(registers.rip), stack: words.collect() }));
+            }
+        }
+        Ok(None)
+    }
+
+    fn blocked(&self, check: &Check, objects: &Objects, found: &InTheWay) -> Blocked {
+        const FRAMES: usize = 16;
+        let tid = found.blocker.tid;
+        let name = fs::read_to_string(format!("/proc/{}/task/{tid}/comm", self.pid)).unwrap_or_default();
+        let how = match found.blocker.how {
+            How::Pc => format!("it executes {}", found.blocker.at),
+            How::StackWord { .. } => format!("it returns to {}", found.blocker.at),
+            How::SignalFrame { .. } => format!("its signal handler returns to {}", found.blocker.at),
+            How::Unscannable => format!("stack at {}", found.blocker.at),
+        };
+        let callers = found.stack.iter().filter(|word| self.is_behind_a_call(**word));
+        let frames = std::iter::once(&found.pc).chain(callers).filter_map(|at| objects.name_of(*at));
+        Blocked {
+            tid,
+            thread: name.trim().to_owned(),
+            function: check.name_of(&found.blocker),
+            how,
+            backtrace: frames.take(FRAMES).collect(),
+        }
+    }
+
+    /// Whether the instruction before is a call, direct or indirect (SDM volume 2, CALL).
+    fn is_behind_a_call(&self, at: Addr) -> bool {
+        let Ok(before) = self.memory.read_vec(at.offset(-7), 7) else { return false };
+        let is_indirect = |len: usize| before[7 - len] == 0xff && before[8 - len] & 0x38 == 0x10;
+        before[2] == 0xe8 || [2, 3, 6, 7].into_iter().any(is_indirect)
+    }
+}
+
+fn first(threads: &[Tid]) -> io::Result<Tid> {
+    threads.first().copied().ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))
+}
+
+/// Has a thread of a process work while all stand still.
+pub(super) fn with_one_thread(
+    pid: Tid,
+    memory: &Memory,
+    gadgets: Gadgets,
+    work: impl FnOnce(&mut Remote) -> io::Result<()>,
+) -> io::Result<()> {
+    const ATTEMPTS: u32 = 50;
+    let _urgent = Urgent::new();
+    let mut work = Some(work);
+    for _ in 0..ATTEMPTS {
+        let stopped = stop_process(pid, PATIENCE, |threads| {
+            let thread = first(threads)?;
+            work.take().map_or(Ok(()), |work| work_in(thread, memory, gadgets, work))
+        });
+        match stopped {
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => thread::sleep(FIRST_PAUSE),
+            Err(error) => return Err(error),
+            Ok(done) => return done,
+        }
+    }
+    Err(io::ErrorKind::TimedOut.into())
+}
+
+/// Has a stopped thread work.
+pub(super) fn work_in(
+    thread: Tid,
+    memory: &Memory,
+    gadgets: Gadgets,
+    work: impl FnOnce(&mut Remote) -> io::Result<()>,
+) -> io::Result<()> {
+    ptrace::tell_system_calls(thread)?;
+    let mut remote = Remote::by_gadgets(thread, memory, gadgets)?;
+    let done = work(&mut remote);
+    for signal in remote.finish()? {
+        spawn::kill(thread, signal);
+    }
+    done
+}
