@@ -12,6 +12,11 @@
 #define VERSION 1
 #endif
 
+// What the function that never returns adds.
+#ifndef LOOP
+#define LOOP 1
+#endif
+
 #define THREADS 4
 
 static atomic_ulong calls, mixed;
@@ -34,13 +39,18 @@ __attribute__((noipa)) int pair(int x)
 {
 	int one = first(x);
 
+	// Between the two, so that a transition finds somebody here.
+	for (volatile int i = 0; i < 100; i++)
+		;
 	return one - x * 2 == second(x) - x * 3;
 }
 
 __attribute__((noipa)) void for_ever(void)
 {
-	while (VERSION)
+	for (;;) {
+		own_calls += LOOP;
 		pause();
+	}
 }
 
 static void *check(void *unused)
@@ -49,6 +59,9 @@ static void *check(void *unused)
 		if (!pair(x))
 			atomic_fetch_add(&mixed, 1);
 		atomic_fetch_add(&calls, 1);
+		// Elsewhere, most of the time.
+		for (volatile int i = 0; i < 2000; i++)
+			;
 	}
 	return unused;
 }

@@ -3,6 +3,7 @@
 //! Owns their options and what they print. What is refused and why comes from [`trapline_record::live`].
 
 use std::{
+    fmt::Write as _,
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -72,8 +73,7 @@ pub(crate) struct ListArguments {
 
 pub(crate) fn apply(arguments: &ApplyArguments) -> Result<Outcome> {
     let patch = patch::read(&arguments.file)?;
-    let how =
-        How { deadline: seconds(arguments.deadline)?, is_dry_run: arguments.dry_run, is_forced: arguments.force };
+    let how = How { deadline: seconds(arguments.deadline)?, is_dry_run: arguments.dry_run, is_forced: arguments.force };
     let started = Instant::now();
     let done = live::apply(arguments.pid, &patch, how).map_err(refused)?;
     let what = if arguments.dry_run { "could apply" } else { "applied" };
@@ -146,10 +146,11 @@ fn told(status: Status, patch: &Active, is_long: bool) -> String {
     let functions = patch.functions.len();
     let mut told = format!("{}: {}{tainted}, {functions} functions of {}\n", patch.name, status.code(), patch.target);
     if is_long {
-        told += &format!("  build-id {}\n  {} bytes at {:#x}\n", patch.build_id, patch.len_bytes, patch.at);
-        let lines = patch.functions.iter().map(|function| {
-            format!("  {}: {:#x} leads to {:#x}\n", function.name, function.old, function.new)
-        });
+        let _ = writeln!(told, "  build-id {}\n  {} bytes at {:#x}", patch.build_id, patch.len_bytes, patch.at);
+        let lines = patch
+            .functions
+            .iter()
+            .map(|function| format!("  {}: {:#x} leads to {:#x}\n", function.name, function.old, function.new));
         told.extend(lines);
         told.extend(patch.pins.iter().map(|pin| format!("  pins {}\n", pin.name)));
     }

@@ -67,7 +67,9 @@ pub enum LiveError {
         function: String,
     },
     /// One active set an object.
-    #[error("{target} is patched by {active} already; revert that first (trapline patch revert -p PID {active}), and build one patch for both")]
+    #[error(
+        "{target} is patched by {active} already; revert that first (trapline patch revert -p PID {active}), and build one patch for both"
+    )]
     Patched {
         /// What is active.
         active: String,

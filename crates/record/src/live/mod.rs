@@ -88,9 +88,8 @@ struct Process {
 
 impl Process {
     fn open(pid: Tid) -> Result<Self, LiveError> {
-        let harmless = |refusal: &Refusal| {
-            matches!(refusal, Refusal::Static | Refusal::Go | Refusal::SegmentInUse { .. })
-        };
+        let harmless =
+            |refusal: &Refusal| matches!(refusal, Refusal::Static | Refusal::Go | Refusal::SegmentInUse { .. });
         if let Some(reason) = refusal::diagnose(pid).into_iter().find(|refusal| !harmless(refusal)) {
             return Err(LiveError::NotPatchable { pid, reason });
         }
@@ -112,7 +111,7 @@ impl Process {
     }
 
     /// Has one of its threads make system calls, while all stand still.
-    fn have_it(&self, work: impl FnOnce(&mut Remote) -> io::Result<()>) -> io::Result<()> {
+    fn have_it(&self, work: impl FnOnce(&mut Remote) -> io::Result<()> + Send) -> io::Result<()> {
         let gadgets = Gadgets::find(&self.memory, &self.mappings, &[])
             .ok_or_else(|| io::Error::other("it has no code that makes system calls"))?;
         transition::with_one_thread(self.pid, &self.memory, gadgets, work)
@@ -155,7 +154,8 @@ pub fn apply(pid: Tid, patch: &Patch, how: How) -> Result<Done, LiveError> {
         return Err(LiveError::Callbacks);
     }
     let process = Process::open(pid)?;
-    let objects = Objects::of(pid, &process.memory, &process.mappings).map_err(process.system("reading its objects"))?;
+    let objects =
+        Objects::of(pid, &process.memory, &process.mappings).map_err(process.system("reading its objects"))?;
     let target = objects.of_build(&patch.target)?;
     check_bytes(&process, patch, target)?;
     let has_unwinder = objects.export("_Unwind_RaiseException", None).is_some();
@@ -171,15 +171,15 @@ pub fn apply(pid: Tid, patch: &Patch, how: How) -> Result<Done, LiveError> {
     // A page apart from others: mappings of the same kind would become one.
     let at = hole.ok_or(LiveError::NoRoom { len_bytes })?.offset(PAGE_BYTES.cast_signed());
     let code_at = at.offset(header_bytes.cast_signed());
-    let linked = linker.link(code_at, &objects.resolver(target, &process.memory))?;
-    complete(&mut draft, AddrRange::new(at, len_bytes), &linked);
+    let fitted = linker.link(code_at, &objects.resolver(target, &process.memory))?;
+    complete(&mut draft, AddrRange::new(at, len_bytes), &fitted);
     let transition = Transition::new(pid, &process.memory, how.deadline);
     if how.is_dry_run {
         let report = transition.run(&draft.ranges_before(), &objects, |_| Ok(()))?;
         return Ok(done(draft, report));
     }
     process.sweep()?;
-    place(&process, &draft, header_bytes, &linked)?;
+    place(&process, &draft, header_bytes, &fitted)?;
     let committed = transition.run(&draft.ranges_before(), &objects, |_| commit(&process.memory, &draft));
     match committed {
         Ok(report) => Ok(done(draft, report)),
@@ -342,9 +342,11 @@ pub fn revert(pid: Tid, name: Option<&str>, deadline: Duration) -> Result<Done, 
     if patch.is_tainted {
         return Err(LiveError::Tainted { name: patch.name.clone() });
     }
-    let objects = Objects::of(pid, &process.memory, &process.mappings).map_err(process.system("reading its objects"))?;
+    let objects =
+        Objects::of(pid, &process.memory, &process.mappings).map_err(process.system("reading its objects"))?;
     let gadgets = Gadgets::find(&process.memory, &process.mappings, &[patch.region()]);
-    let gadgets = gadgets.ok_or_else(|| process.system("looking for code that makes system calls")(io::ErrorKind::NotFound.into()))?;
+    let gadgets = gadgets
+        .ok_or_else(|| process.system("looking for code that makes system calls")(io::ErrorKind::NotFound.into()))?;
     let transition = Transition::new(pid, &process.memory, deadline);
     let report = transition.run(&patch.ranges_after(), &objects, |thread| {
         state::set_status(&process.memory, patch, Status::Changing)?;

@@ -87,23 +87,18 @@ impl<'a> Transition<'a> {
         &self,
         check: &Check,
         objects: &Objects,
-        mut commit: impl FnMut(Tid) -> io::Result<()>,
+        mut commit: impl FnMut(Tid) -> io::Result<()> + Send,
     ) -> Result<Report, LiveError> {
         let started = Instant::now();
         let ranges = check.ranges();
         let (mut report, mut pause) = (Report::default(), FIRST_PAUSE);
         loop {
-            let urgent = Urgent::new();
-            let begun = Instant::now();
-            let stopped = stop_process(self.pid, PATIENCE, |threads| {
-                match self.in_the_way(threads, &ranges)? {
-                    Some(found) => Ok(Some(found)),
-                    None => commit(first(threads)?).map(|()| None),
-                }
+            let (stopped, took) = stop(self.pid, |threads| match self.in_the_way(threads, &ranges)? {
+                Some(found) => Ok(Some(found)),
+                None => commit(first(threads)?).map(|()| None),
             });
             report.stops += 1;
-            report.longest = report.longest.max(begun.elapsed());
-            drop(urgent);
+            report.longest = report.longest.max(took);
             let waited = started.elapsed();
             let is_over = waited >= self.deadline;
             match stopped {
@@ -179,6 +174,21 @@ impl<'a> Transition<'a> {
     }
 }
 
+/// Stops all threads once, and says how long that took. A thread that could not be stopped is traced until its tracer ends, and nobody else can trace it until
+/// then; so each stop has a tracer of its own.
+fn stop<R: Send>(pid: Tid, work: impl FnOnce(&[Tid]) -> R + Send) -> (io::Result<R>, Duration) {
+    let tracer = || {
+        let _urgent = Urgent::new();
+        let begun = Instant::now();
+        let stopped = stop_process(pid, PATIENCE, work);
+        (stopped, begun.elapsed())
+    };
+    thread::scope(|scope| match scope.spawn(tracer).join() {
+        Ok(stopped) => stopped,
+        Err(panic) => std::panic::resume_unwind(panic),
+    })
+}
+
 fn first(threads: &[Tid]) -> io::Result<Tid> {
     threads.first().copied().ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))
 }
@@ -188,13 +198,12 @@ pub(super) fn with_one_thread(
     pid: Tid,
     memory: &Memory,
     gadgets: Gadgets,
-    work: impl FnOnce(&mut Remote) -> io::Result<()>,
+    work: impl FnOnce(&mut Remote) -> io::Result<()> + Send,
 ) -> io::Result<()> {
     const ATTEMPTS: u32 = 50;
-    let _urgent = Urgent::new();
     let mut work = Some(work);
     for _ in 0..ATTEMPTS {
-        let stopped = stop_process(pid, PATIENCE, |threads| {
+        let (stopped, _) = stop(pid, |threads| {
             let thread = first(threads)?;
             work.take().map_or(Ok(()), |work| work_in(thread, memory, gadgets, work))
         });

@@ -1,0 +1,159 @@
+//! The program that is patched, and what is asked of it.
+
+use std::{
+    io::{BufRead, BufReader, Write},
+    path::{Path, PathBuf},
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+};
+
+use trapline_testsuite::{program, scratch::Scratch, trapline};
+
+/// `pair.c`, compiled and linked.
+pub(crate) struct Built {
+    pub(crate) scratch: Scratch,
+    width: &'static str,
+}
+
+impl Built {
+    pub(crate) fn new() -> Self {
+        Self::of_width("-m64")
+    }
+
+    pub(crate) fn of_width(width: &'static str) -> Self {
+        let built = Self { scratch: Scratch::new(), width };
+        built.object("old.o", &[]);
+        built.link(&[]);
+        built
+    }
+
+    pub(crate) fn path(&self) -> PathBuf {
+        self.scratch.join("pair")
+    }
+
+    /// Links the program again, as another build.
+    pub(crate) fn link(&self, flags: &[&str]) {
+        let mut command = Command::new("cc");
+        let object = self.scratch.join("old.o");
+        run(command.args([self.width, "-pthread", "-Wl,--build-id", "-o"]).arg(self.path()).arg(object).args(flags));
+    }
+
+    fn object(&self, name: &str, flags: &[&str]) -> PathBuf {
+        let path = self.scratch.join(name);
+        let mut command = Command::new("cc");
+        command.args([self.width, "-O2", "-g", "-pthread", "-Wall", "-Wextra", "-Werror"]);
+        command.args(["-ffunction-sections", "-fdata-sections", "-c", "-o"]).arg(&path).args(flags);
+        run(command.arg(program::source("pair.c")));
+        path
+    }
+
+    /// A patch to what the program is with other flags.
+    pub(crate) fn patch(&self, name: &str, flags: &[&str], pins: &[&str]) -> PathBuf {
+        let new = self.object("new.o", flags);
+        let path = self.scratch.join("fix.tlp");
+        let mut command = Command::new(trapline::path());
+        command.args(["patch", "build", "--name", name, "--target"]).arg(self.path()).arg("--old");
+        command.arg(self.scratch.join("old.o")).arg("--new").arg(new).arg("-o").arg(&path);
+        run(command.args(pins.iter().flat_map(|pin| ["--pin", pin])));
+        path
+    }
+}
+
+fn run(command: &mut Command) {
+    let output = command.output().unwrap_or_else(|error| panic!("starting {command:?}: {error}"));
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// The program as it runs. It ends when this is dropped, or after five minutes.
+pub(crate) struct Target {
+    child: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+}
+
+/// What it says of itself.
+pub(crate) struct Answer {
+    pub(crate) mixed: u64,
+    pub(crate) version: u32,
+    pub(crate) is_count_kept: bool,
+}
+
+/// What a command said.
+pub(crate) struct Outcome {
+    pub(crate) status: Option<i32>,
+    text: String,
+    pub(crate) error: String,
+}
+
+impl Outcome {
+    pub(crate) fn is_good(&self) -> bool {
+        self.status == Some(0)
+    }
+
+    pub(crate) fn json(&self) -> serde_json::Value {
+        serde_json::from_str(&self.text).expect("JSON")
+    }
+}
+
+impl Target {
+    pub(crate) fn start(built: &Built) -> Self {
+        let mut command = Command::new(built.path());
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("a program that starts");
+        let input = child.stdin.take().expect("a pipe");
+        let output = BufReader::new(child.stdout.take().expect("a pipe"));
+        let mut target = Self { child, input, output };
+        assert_eq!(target.line(), "ready\n");
+        // Everything is there that comes with the first answers.
+        target.ask();
+        target
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.output.read_line(&mut line).expect("a line");
+        line
+    }
+
+    /// How it is now, after a thousand more calls.
+    pub(crate) fn ask(&mut self) -> Answer {
+        self.input.write_all(b"\n").expect("a program that listens");
+        let line = self.line();
+        let numbers: Vec<u64> = line.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+        let [_, mixed, version, is_count_kept] = numbers[..] else { panic!("the program says {line:?}") };
+        Answer { mixed, version: u32::try_from(version).expect("a version"), is_count_kept: is_count_kept == 1 }
+    }
+
+    /// `trapline patch VERB -p PID ...`
+    pub(crate) fn trapline(&self, words: &[&str]) -> Outcome {
+        trapline_of(self.pid(), words)
+    }
+
+    pub(crate) fn end(mut self) -> u32 {
+        self.stop();
+        self.pid()
+    }
+
+    fn stop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Target {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+pub(crate) fn trapline_of(pid: u32, words: &[&str]) -> Outcome {
+    let (verb, rest) = words.split_first().expect("a verb");
+    let path: &Path = trapline::path();
+    let mut command = Command::new("timeout");
+    command.arg("120").arg(path).args(["patch", verb, "-p", &pid.to_string()]).args(rest);
+    let output = command.output().expect("a command that starts");
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    Outcome { status: output.status.code(), text: text(output.stdout), error: text(output.stderr) }
+}
