@@ -1,9 +1,12 @@
 // Threads that call two functions one after the other, which have to be of the same version. Each line of input is answered by a line: how many calls there were,
-// how many pairs were mixed, which version is there now, and what the static variable counts.
+// how many pairs were mixed, which version is there now, whether the static variable counts on, and what callbacks of patches have written. The letter f in a line
+// has a child of fork say its version first, x one that executes the program anew, t a thread that is started for it.
 
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
+#include <string.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "check.h"
@@ -22,6 +25,7 @@
 static atomic_ulong calls, mixed;
 static __thread unsigned long own_calls;
 static unsigned long counted;
+char events[64] = "-";
 
 __attribute__((noipa)) int first(int x)
 {
@@ -53,6 +57,45 @@ __attribute__((noipa)) void for_ever(void)
 	}
 }
 
+#ifdef CALLBACKS
+
+// What the patch says about itself, in letters.
+static int happened(char what)
+{
+	events[strlen(events)] = what;
+	return 0;
+}
+
+int trapline_pre_apply(void)
+{
+#if CALLBACKS == 2
+	return happened('a') + 7;
+#elif CALLBACKS == 3
+	*(volatile int *)OPAQUE(16L) = 1;
+#elif CALLBACKS == 4
+	for (;;)
+		pause();
+#endif
+	return happened('a');
+}
+
+int trapline_post_apply(void)
+{
+	return happened('A');
+}
+
+int trapline_pre_revert(void)
+{
+	return happened('r') + (CALLBACKS == 5 ? 8 : 0);
+}
+
+int trapline_post_revert(void)
+{
+	return happened('R');
+}
+
+#endif
+
 static void *check(void *unused)
 {
 	for (int x = 0;; x = (x + 1) & 0xffff) {
@@ -72,26 +115,61 @@ static void *sleeper(void *unused)
 	return unused;
 }
 
-int main(void)
+static void *say_version(void *to)
+{
+	*(int *)to = first(0);
+	return NULL;
+}
+
+// The version of a child, or of a new thread.
+static int version_of(int which)
 {
 	pthread_t thread;
+	int version = 0;
+	int status;
 
+	if (which == 't') {
+		pthread_create(&thread, NULL, say_version, &version);
+		pthread_join(thread, NULL);
+		return version;
+	}
+	pid_t child = fork();
+	if (child == 0) {
+		if (which == 'x')
+			execl("/proc/self/exe", "pair", "version", NULL);
+		_exit(first(0));
+	}
+	waitpid(child, &status, 0);
+	return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+int main(int argc, char **argv)
+{
+	pthread_t thread;
+	int threads = argc > 1 ? atoi(argv[1]) : THREADS;
+	int asked = 0;
+
+	if (argc > 1 && strcmp(argv[1], "version") == 0)
+		return first(0);
 	// Whatever becomes of the check, this ends.
 	alarm(300);
-	for (int i = 0; i < THREADS; i++)
+	for (int i = 0; i < threads; i++)
 		pthread_create(&thread, NULL, check, NULL);
 	pthread_create(&thread, NULL, sleeper, NULL);
 	puts("ready");
 	fflush(stdout);
 	for (int c; (c = getchar()) != EOF;) {
-		if (c != '\n')
+		if (c != '\n') {
+			asked = c;
 			continue;
+		}
 		unsigned long before = atomic_load(&calls);
 
 		while (atomic_load(&calls) < before + 1000)
 			sched_yield();
-		printf("%lu %lu %d %d\n", atomic_load(&calls), atomic_load(&mixed), first(0),
-		       __atomic_load_n(&counted, __ATOMIC_RELAXED) >= before);
+		printf("%lu %lu %d %d %s\n", atomic_load(&calls), atomic_load(&mixed), asked ? version_of(asked) : first(0),
+		       __atomic_load_n(&counted, __ATOMIC_RELAXED) >= before, events);
+		asked = 0;
 		fflush(stdout);
 	}
 	return 0;

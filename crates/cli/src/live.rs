@@ -110,10 +110,11 @@ fn refused(error: LiveError) -> anyhow::Error {
 }
 
 fn tell(what: &str, pid: i32, done: &Done, took: Duration, as_json: bool) -> Result<Outcome> {
-    let Done { patch, stops, longest_stop } = done;
+    let Done { patch, replaced, stops, longest_stop } = done;
     let text = if as_json {
         let value = json!({
             "version": JSON_VERSION, "done": what, "pid": pid, "name": patch.name, "functions": patch.functions.len(),
+            "replaced": replaced,
             "tainted": patch.is_tainted, "stops": stops, "longest_stop_ns": u64::try_from(longest_stop.as_nanos())?,
             "took_ns": u64::try_from(took.as_nanos())?,
         });
@@ -121,8 +122,9 @@ fn tell(what: &str, pid: i32, done: &Done, took: Duration, as_json: bool) -> Res
     } else {
         let stop_ms = longest_stop.as_secs_f64() * 1e3;
         let functions = patch.functions.len();
+        let instead = replaced.as_ref().map_or_else(String::new, |name| format!(" in place of {name}"));
         format!(
-            "{what} {}: {functions} functions of process {pid}, {stops} stops, the longest of {stop_ms:.2} ms\n",
+            "{what} {}{instead}: {functions} functions of process {pid}, {stops} stops, the longest of {stop_ms:.2} ms\n",
             patch.name
         )
     };

@@ -31,7 +31,7 @@ mod unwind;
 
 pub use build::{Pair, Request, build};
 pub use format::FormatError;
-pub use link::{LinkError, Linked, Linker, Protection, Resolver, Segment, ThreadLocal, ThreadPlace};
+pub use link::{Frame, LinkError, Linked, Linker, Protection, Resolver, Segment, ThreadLocal, ThreadPlace};
 pub use patch::{
     Callback, Function, Note, NoteKind, Patch, Pin, Place, Relocation, Role, Section, Symbol, Target, When,
 };

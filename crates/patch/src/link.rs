@@ -14,6 +14,7 @@ use trapline_engine::{Addr, AddrRange, Mode};
 use crate::{
     patch::{Patch, Place, Relocation, Role, Section, When},
     relocation::{self, Fit, Meaning, Slot, Value},
+    unwind,
 };
 
 /// Parts of different protection begin on pages of their own.
@@ -54,7 +55,7 @@ pub enum ThreadLocal<'a> {
 /// Where a thread-local variable is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ThreadPlace {
-    /// The module, as `__tls_get_addr` takes it.
+    /// The module, as `__tls_get_addr` takes it; 0 if that is not known.
     pub module: u64,
     /// In the module's block.
     pub offset: u64,
@@ -84,8 +85,19 @@ pub struct Linked {
     pub code: AddrRange,
     /// The unwind tables of the new code, ended by a zero word, as `__register_frame` takes them.
     pub unwind: Option<AddrRange>,
+    /// What those tables describe.
+    pub frames: Vec<Frame>,
     /// What to call, and when.
     pub callbacks: Vec<(When, Addr)>,
+}
+
+/// A function of the new code, and how to unwind it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Frame {
+    /// The function.
+    pub code: AddrRange,
+    /// Its record (FDE) in the unwind tables.
+    pub record: Addr,
 }
 
 /// Pages of one protection.
@@ -141,6 +153,16 @@ pub enum LinkError {
         /// The symbol.
         symbol: String,
     },
+    /// A thread-local variable is to be asked for by the number of its module.
+    #[error(
+        "{object}: {symbol} is asked for by a number that the target does not use itself; compile with -ftls-model=initial-exec"
+    )]
+    UnknownModule {
+        /// The object.
+        object: String,
+        /// The symbol.
+        symbol: String,
+    },
     /// A thread-local variable has no fixed distance from the thread pointer, and the code counts on one.
     #[error(
         "{object}: {symbol} lies in memory that each thread allocates when it first needs it; compile with -ftls-model=global-dynamic"
@@ -186,13 +208,17 @@ impl<'a> Linker<'a> {
         };
         let mode = patch.target.mode;
         let word = u64::from(mode.word_bytes());
-        for relocation in patch.sections.iter().flat_map(|section| &section.relocations) {
+        let relocations =
+            patch.sections.iter().flat_map(|section| section.relocations.iter().map(move |one| (section.role, one)));
+        for (role, relocation) in relocations {
             let Some(meaning) = relocation::meaning(mode, relocation.kind) else { continue };
             if let Some(slot) = meaning.slot() {
                 linker.slots.insert((slot, relocation.symbol), 0);
             }
             let is_own = matches!(patch.symbols[relocation.symbol as usize].place, Place::Own { .. });
-            if meaning.value == Value::Call && mode == Mode::Bits64 && !is_own {
+            // What unwind tables name of another library is a function, which code that is not position-independent expects in reach of 32 bits.
+            let is_called = meaning.value == Value::Call || meaning.value == Value::Absolute && role == Role::Unwind;
+            if is_called && mode == Mode::Bits64 && !is_own {
                 linker.stubs.insert(relocation.symbol, 0);
                 linker.slots.insert((Slot::Address, relocation.symbol), 0);
             }
@@ -285,14 +311,18 @@ impl<'a> Linker<'a> {
         let bias = linking.resolver.bias();
         let functions = self.patch.functions.iter();
         let has_unwind = self.unwind.1 > self.unwind.0;
+        let unwind = has_unwind
+            .then(|| AddrRange { start: linking.address(self.unwind.0), end: linking.address(self.unwind.1) });
+        let tables = usize::try_from(self.unwind.0).ok().zip(usize::try_from(self.unwind.1).ok());
+        let tables = tables.and_then(|(start, end)| linking.image.get(start..end)).unwrap_or_default();
         Linked {
             segments: parts.into_iter().filter_map(segment).collect(),
             replacements: functions
                 .map(|function| (Addr::new(function.address.wrapping_add(bias)), own(function.symbol)))
                 .collect(),
             code: AddrRange { start: at, end: linking.address(self.code.1) },
-            unwind: has_unwind
-                .then(|| AddrRange { start: linking.address(self.unwind.0), end: linking.address(self.unwind.1) }),
+            frames: unwind::frames(tables, linking.address(self.unwind.0), self.patch.target.mode),
+            unwind,
             callbacks: self.patch.callbacks.iter().map(|callback| (callback.when, own(callback.symbol))).collect(),
         }
     }
@@ -338,7 +368,14 @@ impl Linking<'_> {
         let slot = |slot: Slot| self.address(linker.slots.get(&(slot, symbol)).copied().unwrap_or(linker.table));
         let value = match meaning.value {
             Value::Nothing => return Ok(()),
-            Value::Absolute => self.symbol(symbol, &section.object)?.value(),
+            Value::Absolute => {
+                let target = self.symbol(symbol, &section.object)?.value();
+                let is_near = fits(target.wrapping_add_signed(relocation.addend), meaning);
+                match linker.stubs.get(&symbol) {
+                    Some(&stub) if !is_near && section.role == Role::Unwind => self.address(stub).value(),
+                    _ => target,
+                }
+            }
             Value::Relative => self.symbol(symbol, &section.object)?.value().wrapping_sub(place.value()),
             Value::Call => {
                 let target = self.symbol(symbol, &section.object)?;
@@ -382,9 +419,9 @@ impl Linking<'_> {
             let words = match slot {
                 Slot::Address => vec![self.symbol(symbol, object)?.value()],
                 Slot::ThreadOffset => vec![self.thread_offset(symbol, object)?.cast_unsigned()],
-                Slot::Module => vec![self.thread_place(symbol, object)?.module, 0],
+                Slot::Module => vec![self.thread_module(symbol, object)?.module, 0],
                 Slot::ModuleAndOffset => {
-                    let place = self.thread_place(symbol, object)?;
+                    let place = self.thread_module(symbol, object)?;
                     vec![place.module, place.offset]
                 }
             };
@@ -444,6 +481,13 @@ impl Linking<'_> {
             _ => return Err(unresolved(object, &symbol.name)),
         };
         self.resolver.thread_local(variable).ok_or_else(|| unresolved(object, &symbol.name))
+    }
+
+    /// A place whose module is known.
+    fn thread_module(&self, index: u32, object: &str) -> Result<ThreadPlace, LinkError> {
+        let place = self.thread_place(index, object)?;
+        let unknown = || LinkError::UnknownModule { object: object.to_owned(), symbol: self.name(index).to_owned() };
+        if place.module == 0 { Err(unknown()) } else { Ok(place) }
     }
 
     fn thread_offset(&self, index: u32, object: &str) -> Result<i64, LinkError> {

@@ -1,11 +1,17 @@
 //! The unwind tables of an object, by the functions that they describe.
 //!
-//! Owns [`Frames`]: the records of `.eh_frame`. Neighbour: `bind` takes those of the functions that it keeps. Invariant: a record that cannot be read ends the reading,
+//! Owns [`Frames`]: the records of `.eh_frame`, and [`frames`], which reads them when they are in their place. Neighbour: `bind` takes those of the functions that it keeps. Invariant: a record that cannot be read ends the reading,
 //! and functions behind it have no tables. Source: LSB core specification, section 10.6.
 
 use std::ops::Range;
 
-use crate::object::{Home, Object, Relocation, Role};
+use gimli::{BaseAddresses, CieOrFde, EhFrame, LittleEndian, UnwindSection};
+use trapline_engine::{Addr, AddrRange, Mode};
+
+use crate::{
+    link::Frame,
+    object::{Home, Object, Relocation, Role},
+};
 
 /// The unwind tables of an object.
 #[derive(Clone, Debug, Default)]
@@ -87,6 +93,25 @@ fn read(object: &Object, table: usize) -> Option<Vec<Description>> {
         at = end;
     }
     Some(found)
+}
+
+/// What tables describe that were fitted to their place, `at`.
+pub(crate) fn frames(tables: &[u8], at: Addr, mode: Mode) -> Vec<Frame> {
+    let mut section = EhFrame::new(tables, LittleEndian);
+    section.set_address_size(match mode {
+        Mode::Bits32 => 4,
+        Mode::Bits64 => 8,
+    });
+    let bases = BaseAddresses::default().set_eh_frame(at.value());
+    let mut entries = section.entries(&bases);
+    let mut found = Vec::new();
+    while let Ok(Some(entry)) = entries.next() {
+        let CieOrFde::Fde(partial) = entry else { continue };
+        let Ok(record) = partial.parse(EhFrame::cie_from_offset) else { continue };
+        let code = AddrRange::new(Addr::new(record.initial_address()), record.len());
+        found.push(Frame { code, record: at.after(record.offset()) });
+    }
+    found
 }
 
 /// Appends a record, and says where it begins.

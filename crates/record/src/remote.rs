@@ -1,11 +1,15 @@
-//! System calls that a stopped target makes for us.
+//! System calls that a stopped target makes for us, and calls of its functions.
 //!
 //! Owns [`Remote`]: a thread that is stopped, its registers as they are to be when it goes on, and a `syscall` instruction in its memory.
 //! Invariants: when it is [finished](Remote::finish), the thread's registers are as they were, or as the caller changed them; a system call that was
 //! interrupted by our stop is restarted, as the kernel would have done; if the recorder dies in between, the thread goes on as it was. Signals that come to
 //! a thread on an errand wait, with all that the kernel knows of them, and a process that is told to stop stops when we are done.
 
-use std::{io, mem::offset_of};
+use std::{
+    io,
+    mem::offset_of,
+    time::{Duration, Instant},
+};
 
 use trapline_abi::agent::{Call, Config, ErrandRegisters};
 use trapline_engine::Addr;
@@ -39,6 +43,22 @@ pub(crate) struct Remote {
     /// Whether its process was stopped meanwhile.
     is_with_its_group: bool,
     is_restored: bool,
+}
+
+/// What became of a call.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum CallOutcome {
+    /// What it answered: an `int`.
+    Returned(i32),
+    /// It failed by a signal, which the process never gets.
+    Failed {
+        /// The signal.
+        signal: i32,
+        /// Where.
+        at: Addr,
+    },
+    /// Its time was over.
+    StillRuns,
 }
 
 /// Where a thread of the target runs system calls for the recorder: see [`trapline_abi::agent::symbol::ERRAND`].
@@ -188,6 +208,68 @@ impl Remote {
                 _ => {}
             }
         }
+    }
+
+    /// Calls a function of the process: `stub` is `live::code::call` there. Other threads run on meanwhile.
+    pub(crate) fn call(&mut self, stub: Addr, function: Addr, deadline: Duration) -> io::Result<CallOutcome> {
+        /// Direction and trap: off at a function's entry (System V psABI).
+        const FLAGS_OFF: u64 = 0x500;
+        /// What a function that fails is told by: if it were blocked, the kernel would forget the process's handler.
+        const FAULTS: [i32; 5] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGTRAP];
+        let until = Instant::now() + deadline;
+        let frame = self.stack_pointer();
+        let mut call = self.registers;
+        (call.rip, call.rsp, call.r11) = (stub.value(), frame.value(), function.value());
+        (call.rax, call.orig_rax, call.eflags) = (0, u64::MAX, call.eflags & !FLAGS_OFF);
+        ptrace::set_registers(self.tid, &call)?;
+        let faults = FAULTS.iter().fold(0_u64, |mask, signal| mask | 1 << (signal - 1));
+        ptrace::set_signal_mask(self.tid, !faults)?;
+        self.is_blocking = true;
+        loop {
+            ptrace::resume_to_syscall(self.tid, 0)?;
+            let Some(stop) = ptrace::wait_until(self.tid, until)? else {
+                ptrace::interrupt(self.tid)?;
+                let is_entering = ptrace::wait_for_stop(self.tid)? == Stop::Syscall
+                    && matches!(ptrace::syscall_stop(self.tid)?, SyscallStop::Entry(_));
+                if is_entering {
+                    self.leave_out()?;
+                }
+                return Ok(CallOutcome::StillRuns);
+            };
+            match stop {
+                Stop::Syscall if self.is_returning(frame)? => return self.returned(),
+                Stop::Signal(signal) if ptrace::is_fault(self.tid)? => {
+                    let at = Addr::new(ptrace::registers(self.tid)?.rip);
+                    return Ok(CallOutcome::Failed { signal, at });
+                }
+                Stop::Signal(signal) => self.signals.push(signal),
+                Stop::WithItsGroup => self.is_with_its_group = true,
+                Stop::Exited(_) | Stop::Killed(_) => return Err(io::Error::from_raw_os_error(libc::ESRCH)),
+                _ => {}
+            }
+        }
+    }
+
+    /// Whether the thread is about to leave the frame of [`call`](Self::call).
+    fn is_returning(&self, frame: Addr) -> io::Result<bool> {
+        let is_sigreturn =
+            ptrace::syscall_stop(self.tid)? == SyscallStop::Entry(libc::SYS_rt_sigreturn.cast_unsigned());
+        Ok(is_sigreturn && ptrace::registers(self.tid)?.rsp == frame.after(8).value())
+    }
+
+    /// What the function said. Its frame is not returned from: registers are restored by us.
+    fn returned(&mut self) -> io::Result<CallOutcome> {
+        let low_half = ptrace::registers(self.tid)?.rbx & u64::from(u32::MAX);
+        self.leave_out()?;
+        Ok(CallOutcome::Returned(u32::try_from(low_half).unwrap_or(0).cast_signed()))
+    }
+
+    /// Leaves out the system call that the thread is about to make.
+    fn leave_out(&mut self) -> io::Result<()> {
+        let mut registers = ptrace::registers(self.tid)?;
+        registers.orig_rax = u64::MAX;
+        ptrace::set_registers(self.tid, &registers)?;
+        self.run_to_syscall()
     }
 
     /// Maps memory: `flags` as of mmap(2).

@@ -47,7 +47,7 @@ fn a_broken_file_is_refused() {
 
 #[test]
 fn another_architecture_is_refused() {
-    let narrow = Built::of_width("-m32");
+    let narrow = Built::of("pair.c", "pair", &["-m32"]);
     let patch = narrow.patch("pair", &["-DVERSION=2"], &["pair"]);
     let built = Built::new();
     let target = Target::start(&built);

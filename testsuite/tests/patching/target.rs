@@ -8,48 +8,75 @@ use std::{
 
 use trapline_testsuite::{program, scratch::Scratch, trapline};
 
-/// `pair.c`, compiled and linked.
+/// A program, compiled and linked.
 pub(crate) struct Built {
     pub(crate) scratch: Scratch,
-    width: &'static str,
+    source: &'static str,
+    flags: &'static [&'static str],
+    /// Of the program's file.
+    name: &'static str,
 }
 
 impl Built {
+    /// `pair.c`.
     pub(crate) fn new() -> Self {
-        Self::of_width("-m64")
+        Self::of("pair.c", "pair", &[])
     }
 
-    pub(crate) fn of_width(width: &'static str) -> Self {
-        let built = Self { scratch: Scratch::new(), width };
+    pub(crate) fn of(source: &'static str, name: &'static str, flags: &'static [&'static str]) -> Self {
+        let built = Self { scratch: Scratch::new(), source, flags, name };
         built.object("old.o", &[]);
         built.link(&[]);
         built
     }
 
     pub(crate) fn path(&self) -> PathBuf {
-        self.scratch.join("pair")
+        self.scratch.join(self.name)
     }
 
     /// Links the program again, as another build.
     pub(crate) fn link(&self, flags: &[&str]) {
-        let mut command = Command::new("cc");
+        if self.is_rust() {
+            // The compiler has linked it.
+            return;
+        }
+        let mut command = Command::new("c++");
         let object = self.scratch.join("old.o");
-        run(command.args([self.width, "-pthread", "-Wl,--build-id", "-o"]).arg(self.path()).arg(object).args(flags));
+        command.args(self.flags).args(["-pthread", "-Wl,--build-id", "-o"]).arg(self.path()).arg(object).args(flags);
+        run(&mut command);
+    }
+
+    /// The last part of the source's name.
+    fn language(&self) -> &str {
+        self.source.rsplit_once('.').map_or("", |(_, language)| language)
+    }
+
+    fn is_rust(&self) -> bool {
+        self.language() == "rs"
     }
 
     fn object(&self, name: &str, flags: &[&str]) -> PathBuf {
         let path = self.scratch.join(name);
-        let mut command = Command::new("cc");
-        command.args([self.width, "-O2", "-g", "-pthread", "-Wall", "-Wextra", "-Werror"]);
+        let source = program::source(self.source);
+        if self.is_rust() {
+            let program = if name == "old.o" { self.path() } else { self.scratch.join("unused") };
+            let mut command = Command::new("rustc");
+            command.args(["--edition=2024", "-O", "-g", "-Ccodegen-units=1", "--check-cfg=cfg(new)"]);
+            command.arg("-Clink-arg=-Wl,--build-id").arg("--emit").arg(format!("link={}", program.display()));
+            run(command.arg("--emit").arg(format!("obj={}", path.display())).args(flags).arg(source));
+            return path;
+        }
+        let mut command = Command::new(if self.language() == "c" { "cc" } else { "c++" });
+        command.args(self.flags).args(["-O2", "-g", "-pthread", "-Wall", "-Wextra", "-Werror"]);
         command.args(["-ffunction-sections", "-fdata-sections", "-c", "-o"]).arg(&path).args(flags);
-        run(command.arg(program::source("pair.c")));
+        run(command.arg(source));
         path
     }
 
     /// A patch to what the program is with other flags.
     pub(crate) fn patch(&self, name: &str, flags: &[&str], pins: &[&str]) -> PathBuf {
         let new = self.object("new.o", flags);
-        let path = self.scratch.join("fix.tlp");
+        let path = self.scratch.join(&format!("{name}.tlp"));
         let mut command = Command::new(trapline::path());
         command.args(["patch", "build", "--name", name, "--target"]).arg(self.path()).arg("--old");
         command.arg(self.scratch.join("old.o")).arg("--new").arg(new).arg("-o").arg(&path);
@@ -75,12 +102,14 @@ pub(crate) struct Answer {
     pub(crate) mixed: u64,
     pub(crate) version: u32,
     pub(crate) is_count_kept: bool,
+    /// What callbacks of patches have written.
+    pub(crate) events: String,
 }
 
 /// What a command said.
 pub(crate) struct Outcome {
     pub(crate) status: Option<i32>,
-    text: String,
+    pub(crate) text: String,
     pub(crate) error: String,
 }
 
@@ -96,8 +125,17 @@ impl Outcome {
 
 impl Target {
     pub(crate) fn start(built: &Built) -> Self {
+        Self::start_with(built, &[])
+    }
+
+    pub(crate) fn start_with(built: &Built, arguments: &[&str]) -> Self {
         let mut command = Command::new(built.path());
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("a program that starts");
+        let mut child = command
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("a program that starts");
         let input = child.stdin.take().expect("a pipe");
         let output = BufReader::new(child.stdout.take().expect("a pipe"));
         let mut target = Self { child, input, output };
@@ -117,13 +155,23 @@ impl Target {
         line
     }
 
-    /// How it is now, after a thousand more calls.
+    /// How it is now, after many more calls.
     pub(crate) fn ask(&mut self) -> Answer {
-        self.input.write_all(b"\n").expect("a program that listens");
+        self.ask_for("")
+    }
+
+    /// The same, with a letter that has it do something before.
+    pub(crate) fn ask_for(&mut self, letter: &str) -> Answer {
+        self.input.write_all(format!("{letter}\n").as_bytes()).expect("a program that listens");
         let line = self.line();
         let numbers: Vec<u64> = line.split_whitespace().filter_map(|word| word.parse().ok()).collect();
         let [_, mixed, version, is_count_kept] = numbers[..] else { panic!("the program says {line:?}") };
-        Answer { mixed, version: u32::try_from(version).expect("a version"), is_count_kept: is_count_kept == 1 }
+        Answer {
+            mixed,
+            version: u32::try_from(version).expect("a version"),
+            is_count_kept: is_count_kept == 1,
+            events: line.split_whitespace().nth(4).unwrap_or_default().to_owned(),
+        }
     }
 
     /// `trapline patch VERB -p PID ...`

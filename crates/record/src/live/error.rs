@@ -31,15 +31,34 @@ pub enum LiveError {
         /// The patch's.
         bits: u32,
     },
-    /// The patch has callbacks.
-    #[error("the patch has callbacks (trapline_pre_apply and others), which are not called yet; build it without them")]
-    Callbacks,
     /// Exceptions could not go through new code.
     #[error(
-        "the process can throw exceptions, and its unwinder would not know the new code: one that goes through it would end the process; \
-         if none does, say --force"
+        "{object} throws exceptions, and it cannot be told of the new code: one that goes through it would end the process; if none does, say --force"
     )]
-    Unwinding,
+    Unwinding {
+        /// The unwinder's file.
+        object: String,
+    },
+    /// A callback was against it.
+    #[error("{callback} of the patch answered {answer}: {}", if *.is_apply { "nothing was applied" } else { "the patch stays" })]
+    Vetoed {
+        /// Which one.
+        callback: String,
+        /// What it said.
+        answer: i32,
+        /// Whether the patch was to be applied.
+        is_apply: bool,
+    },
+    /// A callback did not come back.
+    #[error(
+        "{callback} of the patch {what}; the thread that called it was taken back to where it was, but what it did before is done"
+    )]
+    Callback {
+        /// Which one.
+        callback: String,
+        /// What became of it.
+        what: String,
+    },
     /// The process has not loaded what the patch is for.
     #[error("the patch is for {target} with build-id {wanted}, {found}; build it for what the process runs")]
     NotLoaded {
@@ -65,16 +84,6 @@ pub enum LiveError {
     TooShort {
         /// The function.
         function: String,
-    },
-    /// One active set an object.
-    #[error(
-        "{target} is patched by {active} already; revert that first (trapline patch revert -p PID {active}), and build one patch for both"
-    )]
-    Patched {
-        /// What is active.
-        active: String,
-        /// The file.
-        target: String,
     },
     /// The memory around the target is full.
     #[error("there is no room for {len_bytes} bytes within reach of the target; make the patch smaller")]

@@ -1,7 +1,9 @@
 //! Live patches in a running process: apply, revert, list.
 //!
 //! Owns [`apply`], [`revert`] and [`list`]. A patch is fitted by [`trapline_patch::Linker`]; `objects` says what the process has loaded and where its symbols are,
-//! `state` keeps what was done in the process itself, so that a later command knows everything, and `transition` stops the threads and asks where they are.
+//! `prepare` lays out what is mapped for a patch, `unwinder` has exceptions go through new code, `exchange` is what is written while all stand still, `transition` stops the
+//! threads and asks where they are, `walk` follows their stacks, `callback` has a thread call a function of the patch, and `state` keeps what was done in the process itself, so that a later
+//! command knows everything.
 //!
 //! ```text
 //! fix.tlp + objects -> link -> map, write (the process runs) -> stop, check all threads -> jumps (one stop) -> go on
@@ -11,10 +13,16 @@
 //! Invariants: either all functions are replaced or none (I5); nobody is in a replaced or pinned function when that happens; no page is ever writable and executable
 //! (I8); whoever gives up leaves nothing behind (I6).
 
+mod callback;
+mod code;
 mod error;
+mod exchange;
 mod objects;
+mod prepare;
 mod state;
 mod transition;
+mod unwinder;
+mod walk;
 
 use std::{
     io,
@@ -25,19 +33,23 @@ use std::{
             net::{SocketAddr, UnixListener},
         },
     },
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
-use trapline_engine::{Addr, AddrRange, Mode};
-use trapline_patch::{Linked, Linker, Patch, Protection, Role};
+use trapline_engine::{AddrRange, Mode};
+use trapline_patch::{Patch, Role, When};
 
 pub use self::{
     error::{Blocked, LiveError},
-    state::{Active, Pinned, Replaced, Status},
+    state::{Active, Called, Pinned, Replaced, Status},
+    unwinder::Detour,
 };
 use self::{
-    objects::{Object, Objects},
-    transition::{Check, Report, Transition},
+    exchange::Exchange,
+    objects::Objects,
+    prepare::{Piece, Prepared},
+    transition::{Report, Transition},
+    walk::Walker,
 };
 use crate::{
     inject::Gadgets,
@@ -71,10 +83,18 @@ pub struct How {
 pub struct Done {
     /// What is, or was, active.
     pub patch: Active,
+    /// What was active before, for the same file.
+    pub replaced: Option<String>,
     /// How often the threads were stopped.
     pub stops: u32,
     /// The longest stop.
     pub longest_stop: Duration,
+}
+
+impl Done {
+    fn new(patch: Active, replaced: Option<String>, report: Report) -> Self {
+        Self { patch, replaced, stops: report.stops, longest_stop: report.longest }
+    }
 }
 
 /// A process that is looked at, by one command at a time.
@@ -112,23 +132,32 @@ impl Process {
 
     /// Has one of its threads make system calls, while all stand still.
     fn have_it(&self, work: impl FnOnce(&mut Remote) -> io::Result<()> + Send) -> io::Result<()> {
-        let gadgets = Gadgets::find(&self.memory, &self.mappings, &[])
-            .ok_or_else(|| io::Error::other("it has no code that makes system calls"))?;
-        transition::with_one_thread(self.pid, &self.memory, gadgets, work)
+        transition::with_one_thread(self.pid, &self.memory, self.gadgets(&[])?, work)
     }
 
-    fn unmap(&self, range: AddrRange) -> io::Result<()> {
-        self.have_it(|remote| remote.unmap(range.start, range.len_bytes()))
+    /// Code of it that makes system calls, and is not in this memory of ours.
+    fn gadgets(&self, ours: &[AddrRange]) -> io::Result<Gadgets> {
+        let found = Gadgets::find(&self.memory, &self.mappings, ours);
+        found.ok_or_else(|| io::Error::other("it has no code that makes system calls"))
+    }
+
+    /// Has it give back memory of ours.
+    fn unmap(&self, ranges: &[AddrRange]) -> io::Result<()> {
+        self.have_it(|remote| unmap_all(remote, ranges))
     }
 
     /// Gives back what a command that died has left.
     fn sweep(&self) -> Result<(), LiveError> {
         let all = state::find(&self.memory, &self.mappings);
         for (_, left) in all.into_iter().filter(|(status, _)| *status == Status::Preparing) {
-            self.unmap(left.region()).map_err(self.system("unmapping what an earlier command left"))?;
+            self.unmap(&left.memory()).map_err(self.system("unmapping what an earlier command left"))?;
         }
         Ok(())
     }
+}
+
+fn unmap_all(remote: &mut Remote, ranges: &[AddrRange]) -> io::Result<()> {
+    ranges.iter().try_for_each(|range| remote.unmap(range.start, range.len_bytes()))
 }
 
 /// Keeps other commands from the process. The kernel lets go of it when we end, however that is.
@@ -142,200 +171,71 @@ fn lock(pid: Tid) -> Result<UnixListener, LiveError> {
     })
 }
 
-/// Puts a patch into a running process.
+/// Puts a patch into a running process. What is active for the same file is replaced by it, in the same moment.
 ///
 /// # Errors
-/// It does not belong to the process, or somebody was in a function that it replaces until the deadline. Nothing of the process was changed then.
+/// It does not belong to the process, a callback was against it, or somebody was in a function that it replaces until the deadline. Nothing of the process was changed
+/// then.
 pub fn apply(pid: Tid, patch: &Patch, how: How) -> Result<Done, LiveError> {
     if patch.target.mode != Mode::Bits64 {
         return Err(LiveError::Width { bits: patch.target.mode.bitness() });
-    }
-    if !patch.callbacks.is_empty() {
-        return Err(LiveError::Callbacks);
     }
     let process = Process::open(pid)?;
     let objects =
         Objects::of(pid, &process.memory, &process.mappings).map_err(process.system("reading its objects"))?;
     let target = objects.of_build(&patch.target)?;
-    check_bytes(&process, patch, target)?;
-    let has_unwinder = objects.export("_Unwind_RaiseException", None).is_some();
-    let may_unwind = patch.sections.iter().any(|section| section.role == Role::Unwind) && has_unwinder;
-    if may_unwind && !how.is_forced {
-        return Err(LiveError::Unwinding);
+    let active: Vec<Active> = process.active().into_iter().map(|(_, patch)| patch).collect();
+    let previous = active.iter().find(|other| other.bias == target.bias);
+    if let Some(tainted) = previous.filter(|previous| previous.is_tainted) {
+        return Err(LiveError::Tainted { name: tainted.name.clone() });
     }
-    let mut draft = draft(patch, target, may_unwind && how.is_forced);
-    let linker = Linker::new(patch);
-    let header_bytes = draft.page_bytes();
-    let len_bytes = header_bytes + linker.len_bytes();
-    let hole = maps::find_hole(&process.mappings, target.range, len_bytes + 2 * PAGE_BYTES);
-    // A page apart from others: mappings of the same kind would become one.
-    let at = hole.ok_or(LiveError::NoRoom { len_bytes })?.offset(PAGE_BYTES.cast_signed());
-    let code_at = at.offset(header_bytes.cast_signed());
-    let fitted = linker.link(code_at, &objects.resolver(target, &process.memory))?;
-    complete(&mut draft, AddrRange::new(at, len_bytes), &fitted);
+    let has_tables = patch.sections.iter().any(|section| section.role == Role::Unwind);
+    let unwinders = if has_tables { unwinder::find(&objects) } else { Ok(Vec::new()) };
+    let is_tainted = unwinders.is_err() && how.is_forced;
+    let unwinders = if is_tainted { Vec::new() } else { unwinders? };
+    let Prepared { draft, pieces } =
+        prepare::prepare(&process, patch, &objects, target, &unwinders, &active, is_tainted)?;
+    let exchange = Exchange::new(&process, &draft, previous, &active)?;
     let transition = Transition::new(pid, &process.memory, how.deadline);
+    let walker = Walker::new(&objects, &process.memory, &process.mappings, &active);
+    let replaced = previous.map(|previous| previous.name.clone());
     if how.is_dry_run {
-        let report = transition.run(&draft.ranges_before(), &objects, |_| Ok(()))?;
-        return Ok(done(draft, report));
+        let report = transition.run(&exchange.check(), &objects, walker, |_| Ok(()))?;
+        return Ok(Done::new(draft, replaced, report));
     }
     process.sweep()?;
-    place(&process, &draft, header_bytes, &fitted)?;
-    let committed = transition.run(&draft.ranges_before(), &objects, |_| commit(&process.memory, &draft));
-    match committed {
-        Ok(report) => Ok(done(draft, report)),
+    prepare::place(&process, &draft, &pieces)?;
+    let changed = callback::call(&process, &draft, When::PreApply, how.deadline).and_then(|()| {
+        let report = transition.run(&exchange.check(), &objects, walker, |thread| exchange.commit(thread));
+        if report.is_err() {
+            // As it was accepted, it is told that nothing came of it.
+            callback::call(&process, &draft, When::PostRevert, how.deadline)?;
+        }
+        report
+    });
+    match changed {
+        Ok(report) => {
+            callback::call(&process, &draft, When::PostApply, how.deadline)?;
+            Ok(Done::new(draft, replaced, report))
+        }
         Err(error) => {
             // What is left if this fails is swept by the next command.
-            let _ = process.unmap(draft.region());
+            let _ = process.unmap(&draft.memory());
             Err(error)
         }
     }
 }
 
-fn done(patch: Active, report: Report) -> Done {
-    Done { patch, stops: report.stops, longest_stop: report.longest }
-}
-
-/// Whether the functions are as the patch expects them, and if not: why.
-fn check_bytes(process: &Process, patch: &Patch, target: &Object) -> Result<(), LiveError> {
-    let active = process.active();
-    if let Some((_, other)) = active.iter().find(|(_, other)| other.bias == target.bias) {
-        return Err(LiveError::Patched { active: other.name.clone(), target: patch.target.name.clone() });
-    }
-    for function in &patch.functions {
-        let at = Addr::new(function.address.wrapping_add(target.bias));
-        let there = process.memory.read_vec(at, function.expected.len());
-        let there = there.map_err(process.system("reading the code of its functions"))?;
-        if there != function.expected {
-            return Err(LiveError::OtherCode { function: function.name.clone(), at });
-        }
-        if function.expected.len() < JUMP_BYTES {
-            return Err(LiveError::TooShort { function: function.name.clone() });
-        }
-    }
-    Ok(())
-}
-
-/// What there will be to say of a patch, but for what its place decides.
-fn draft(patch: &Patch, target: &Object, is_tainted: bool) -> Active {
-    let moved = |address: u64| address.wrapping_add(target.bias);
-    let functions = patch.functions.iter().map(|function| Replaced {
-        name: function.name.clone(),
-        old: moved(function.address),
-        old_bytes: function.expected.len() as u64,
-        parts: function.parts.iter().map(|(at, len)| (moved(*at), *len)).collect(),
-        new: u64::MAX,
-        original: function.expected[..JUMP_BYTES].to_vec(),
-        jump: vec![u8::MAX; JUMP_BYTES],
-    });
-    let pins = patch.pins.iter().map(|pin| Pinned {
-        name: pin.name.clone(),
-        at: moved(pin.address),
-        len_bytes: pin.len_bytes,
-    });
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    Active {
-        name: patch.name.clone(),
-        target: patch.target.name.clone(),
-        build_id: objects::hexadecimal(&patch.target.build_id),
-        bias: target.bias,
-        at: u64::MAX,
-        len_bytes: u64::MAX,
-        code: (u64::MAX, u64::MAX),
-        functions: functions.collect(),
-        pins: pins.collect(),
-        is_tainted,
-        applied_unix_s: now.as_secs(),
-    }
-}
-
-fn complete(draft: &mut Active, region: AddrRange, linked: &Linked) {
-    (draft.at, draft.len_bytes) = (region.start.value(), region.len_bytes());
-    draft.code = (linked.code.start.value(), linked.code.end.value());
-    for (function, (old, new)) in draft.functions.iter_mut().zip(&linked.replacements) {
-        function.new = new.value();
-        // Both are within reach: the hole was looked for near the whole target.
-        let distance = new.distance_from(old.after(JUMP_BYTES)).to_le_bytes();
-        function.jump = [&[0xe9], &distance[..4]].concat();
-    }
-}
-
-/// Maps and writes what the patch brings, of which nobody knows yet.
-fn place(process: &Process, draft: &Active, header_bytes: u64, linked: &Linked) -> Result<(), LiveError> {
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
-    let map = |remote: &mut Remote| {
-        remote.map(Addr::new(draft.at), header_bytes, libc::PROT_READ, flags, -1)?;
-        linked.segments.iter().try_for_each(|segment| {
-            let protection = match segment.protection {
-                Protection::Code => libc::PROT_READ | libc::PROT_EXEC,
-                Protection::ReadOnly => libc::PROT_READ,
-                Protection::Data => libc::PROT_READ | libc::PROT_WRITE,
-            };
-            remote.map(segment.at, segment.bytes.len() as u64, protection, flags, -1).map(drop)
-        })
-    };
-    // If only some of it could be mapped, the rest of the region is nobody's.
-    let map = |remote: &mut Remote| {
-        let mapped = map(remote);
-        if mapped.as_ref().is_err_and(|error| error.raw_os_error() != Some(libc::EEXIST)) {
-            remote.unmap(Addr::new(draft.at), draft.len_bytes)?;
-        }
-        mapped
-    };
-    process.have_it(map).map_err(process.system("mapping memory for the patch"))?;
-    let write = || {
-        state::write(&process.memory, draft, Status::Preparing)?;
-        linked.segments.iter().try_for_each(|segment| process.memory.write(segment.at, &segment.bytes))
-    };
-    write().map_err(|error| {
-        let _ = process.unmap(draft.region());
-        LiveError::system(process.pid, "writing the patch", error)
-    })
-}
-
-/// Diverts all functions. Nobody is in them, and nobody moves.
-fn commit(memory: &Memory, draft: &Active) -> io::Result<()> {
-    let is_as_it_was = |function: &Replaced| {
-        let there = memory.read_vec(Addr::new(function.old), JUMP_BYTES)?;
-        Ok::<_, io::Error>(there == function.original)
-    };
-    for function in &draft.functions {
-        if !is_as_it_was(function)? {
-            return Err(io::Error::other(format!("{} was changed meanwhile", function.name)));
-        }
-    }
-    state::set_status(memory, draft, Status::Changing)?;
-    let written = draft.functions.iter().try_for_each(|function| memory.write(Addr::new(function.old), &function.jump));
-    if let Err(error) = written {
-        restore(memory, draft)?;
-        return Err(error);
-    }
-    state::set_status(memory, draft, Status::Active)
-}
-
-/// Writes the old code back, where it is not there.
-fn restore(memory: &Memory, patch: &Active) -> io::Result<()> {
-    for function in &patch.functions {
-        let at = Addr::new(function.old);
-        let there = memory.read_vec(at, function.original.len())?;
-        if there == function.jump {
-            memory.write(at, &function.original)?;
-        } else if there != function.original {
-            return Err(io::Error::other(format!("{} was changed by somebody else", function.name)));
-        }
-    }
-    Ok(())
-}
-
 /// Takes a patch back: the one of this name, or the only one.
 ///
 /// # Errors
-/// There is none, or somebody was in its functions until the deadline. It is active then as before.
+/// There is none, a callback was against it, or somebody was in its functions until the deadline. It is active then as before.
 pub fn revert(pid: Tid, name: Option<&str>, deadline: Duration) -> Result<Done, LiveError> {
     let process = Process::open(pid)?;
-    let active = process.active();
-    let names = || active.iter().map(|(_, patch)| patch.name.clone()).collect::<Vec<_>>().join(", ");
-    let mut matching = active.iter().filter(|(_, patch)| name.is_none_or(|name| patch.name == name));
-    let Some((_, patch)) = matching.next() else { return Err(LiveError::NoSuchPatch { pid, names: names() }) };
+    let active: Vec<Active> = process.active().into_iter().map(|(_, patch)| patch).collect();
+    let names = || active.iter().map(|patch| patch.name.clone()).collect::<Vec<_>>().join(", ");
+    let mut matching = active.iter().filter(|patch| name.is_none_or(|name| patch.name == name));
+    let Some(patch) = matching.next() else { return Err(LiveError::NoSuchPatch { pid, names: names() }) };
     if matching.next().is_some() {
         return Err(LiveError::WhichPatch { names: names() });
     }
@@ -344,20 +244,33 @@ pub fn revert(pid: Tid, name: Option<&str>, deadline: Duration) -> Result<Done, 
     }
     let objects =
         Objects::of(pid, &process.memory, &process.mappings).map_err(process.system("reading its objects"))?;
-    let gadgets = Gadgets::find(&process.memory, &process.mappings, &[patch.region()]);
-    let gadgets = gadgets
-        .ok_or_else(|| process.system("looking for code that makes system calls")(io::ErrorKind::NotFound.into()))?;
+    let gadgets = process.gadgets(&patch.memory()).map_err(process.system("having it make system calls"))?;
+    callback::call(&process, patch, When::PreRevert, deadline)?;
+    let has_last_word = patch.callback(When::PostRevert).is_some();
     let transition = Transition::new(pid, &process.memory, deadline);
-    let report = transition.run(&patch.ranges_after(), &objects, |thread| {
-        state::set_status(&process.memory, patch, Status::Changing)?;
-        restore(&process.memory, patch)?;
-        // From here on it is only memory, and swept by the next command if this fails.
-        state::set_status(&process.memory, patch, Status::Preparing)?;
-        transition::work_in(thread, &process.memory, gadgets, |remote| {
-            remote.unmap(patch.region().start, patch.len_bytes)
-        })
-    })?;
-    Ok(done(patch.clone(), report))
+    let walker = Walker::new(&objects, &process.memory, &process.mappings, &active);
+    let reverted = transition.run(&patch.ranges_after(), &objects, walker, |thread| {
+        exchange::restore(&process.memory, patch, &active)?;
+        if has_last_word {
+            return Ok(());
+        }
+        transition::work_in(thread, &process.memory, gadgets, |remote| unmap_all(remote, &patch.memory()))
+    });
+    match reverted {
+        Ok(report) => {
+            if has_last_word {
+                let called = callback::call(&process, patch, When::PostRevert, deadline);
+                process.unmap(&patch.memory()).map_err(process.system("unmapping the patch"))?;
+                called?;
+            }
+            Ok(Done::new(patch.clone(), None, report))
+        }
+        Err(error) => {
+            // As it agreed to go, it is told that it stays.
+            callback::call(&process, patch, When::PostApply, deadline)?;
+            Err(error)
+        }
+    }
 }
 
 /// What is active in a process.
@@ -367,28 +280,4 @@ pub fn revert(pid: Tid, name: Option<&str>, deadline: Duration) -> Result<Done, 
 pub fn list(pid: Tid) -> Result<Vec<(Status, Active)>, LiveError> {
     let process = Process::open(pid)?;
     Ok(process.active())
-}
-
-impl Active {
-    /// All its memory.
-    fn region(&self) -> AddrRange {
-        AddrRange::new(Addr::new(self.at), self.len_bytes)
-    }
-
-    /// Where nobody may be when it is applied.
-    fn ranges_before(&self) -> Check {
-        let range = |at: u64, len_bytes: u64| AddrRange::new(Addr::new(at), len_bytes);
-        let functions = self.functions.iter().flat_map(|function| {
-            let parts = function.parts.iter().map(|(at, len)| (function.name.clone(), *at, *len));
-            std::iter::once((function.name.clone(), function.old, function.old_bytes)).chain(parts)
-        });
-        let pins = self.pins.iter().map(|pin| (pin.name.clone(), pin.at, pin.len_bytes));
-        Check::new(functions.chain(pins).map(|(name, at, len)| (name, range(at, len))).collect())
-    }
-
-    /// Where nobody may be when it is reverted.
-    fn ranges_after(&self) -> Check {
-        let new = AddrRange { start: Addr::new(self.code.0), end: Addr::new(self.code.1) };
-        self.ranges_before().and(format!("new code of {}", self.name), new)
-    }
 }

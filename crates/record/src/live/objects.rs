@@ -6,7 +6,7 @@
 use std::{collections::HashMap, fs, io, path::PathBuf};
 
 use object::{
-    Endianness, elf,
+    Endianness, Object as _, ObjectSymbol as _, elf,
     read::elf::{FileHeader, ProgramHeader, Rela, SectionHeader, Sym},
 };
 use trapline_engine::{Addr, AddrRange};
@@ -75,6 +75,11 @@ impl Objects {
         Err(LiveError::NotLoaded { target: target.name.clone(), wanted, found })
     }
 
+    /// All of them.
+    pub(super) fn all(&self) -> &[Object] {
+        &self.0
+    }
+
     /// What the first object has that has a symbol for others to see.
     pub(super) fn export(&self, name: &str, version: Option<&str>) -> Option<Export> {
         self.0.iter().find_map(|object| object.export(name, version))
@@ -111,7 +116,29 @@ impl Object {
         Some((header, header.endian().ok()?))
     }
 
-    fn build_id(&self) -> Option<Vec<u8>> {
+    /// Its file's name.
+    pub(super) fn name(&self) -> String {
+        self.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+
+    /// Its file.
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Which of these functions it has, for others to see or not.
+    pub(super) fn defines<const N: usize>(&self, names: &[&str; N]) -> [bool; N] {
+        let mut found = [false; N];
+        let Ok(file) = object::File::parse(&*self.bytes) else { return found };
+        for symbol in file.dynamic_symbols().chain(file.symbols()).filter(object::ObjectSymbol::is_definition) {
+            if let Some(at) = names.iter().position(|name| symbol.name() == Ok(name)) {
+                found[at] = true;
+            }
+        }
+        found
+    }
+
+    pub(super) fn build_id(&self) -> Option<Vec<u8>> {
         let (header, endian) = self.header()?;
         for segment in header.program_headers(endian, &*self.bytes).ok()? {
             let Ok(Some(mut notes)) = segment.notes(endian, &*self.bytes) else { continue };
@@ -151,28 +178,56 @@ impl Object {
         None
     }
 
-    /// Where the dynamic linker puts the address of a symbol of another object, in this object.
-    fn slots_of(&self, name: &str) -> Vec<Addr> {
-        let found = || {
-            let (header, endian) = self.header()?;
-            let sections = header.sections(endian, &*self.bytes).ok()?;
-            let symbols = sections.symbols(endian, &*self.bytes, elf::SHT_DYNSYM).ok()?;
-            let mut slots = Vec::new();
-            for section in sections.iter() {
-                let Ok(Some((relocations, _))) = section.rela(endian, &*self.bytes) else { continue };
-                for relocation in relocations {
-                    let kind = relocation.r_type(endian, false);
-                    let is_slot = kind == elf::R_X86_64_GLOB_DAT || kind == elf::R_X86_64_JUMP_SLOT;
-                    let Some(index) = relocation.symbol(endian, false).filter(|_| is_slot) else { continue };
-                    let Ok(symbol) = symbols.symbol(index) else { continue };
-                    if symbols.symbol_name(endian, symbol).is_ok_and(|found| found == name.as_bytes()) {
-                        slots.push(Addr::new(relocation.r_offset(endian).wrapping_add(self.bias)));
-                    }
+    /// What the dynamic linker has filled in, by what it was asked for.
+    fn filled_in(&self, memory: &Memory, is_wanted: impl Fn(&Wanted<'_>) -> bool) -> Option<(Addr, u64)> {
+        let (header, endian) = self.header()?;
+        let sections = header.sections(endian, &*self.bytes).ok()?;
+        let symbols = sections.symbols(endian, &*self.bytes, elf::SHT_DYNSYM).ok()?;
+        for section in sections.iter() {
+            let Ok(Some((relocations, _))) = section.rela(endian, &*self.bytes) else { continue };
+            for relocation in relocations {
+                let symbol = relocation.symbol(endian, false).and_then(|index| symbols.symbol(index).ok());
+                let name = symbol.and_then(|symbol| symbols.symbol_name(endian, symbol).ok());
+                let own = symbol.filter(|symbol| !symbol.is_undefined(endian)).map(|symbol| symbol.st_value(endian));
+                let addend = relocation.r_addend(endian).cast_unsigned();
+                let kind = relocation.r_type(endian, false);
+                let wanted = Wanted { kind, name, own: own.or(symbol.is_none().then_some(0)), addend };
+                if !is_wanted(&wanted) {
+                    continue;
+                }
+                let at = Addr::new(relocation.r_offset(endian).wrapping_add(self.bias));
+                if let Ok(word) = memory.read_word(at)
+                    && (word != 0 && !(wanted.name.is_some() && self.range.contains(Addr::new(word))))
+                {
+                    return Some((Addr::new(word), wanted.own.unwrap_or(0).wrapping_add(addend)));
                 }
             }
-            Some(slots)
+        }
+        None
+    }
+
+    /// What an object was told of a symbol of another object, unless that is to be found out at the first call.
+    fn knows(&self, name: &str, memory: &Memory) -> Option<Addr> {
+        let is_slot = |wanted: &Wanted<'_>| {
+            let is_address = wanted.kind == elf::R_X86_64_GLOB_DAT || wanted.kind == elf::R_X86_64_JUMP_SLOT;
+            is_address && wanted.name == Some(name.as_bytes())
         };
-        found().unwrap_or_default()
+        self.filled_in(memory, is_slot).map(|(at, _)| at)
+    }
+
+    /// What a function of its own has chosen, that it uses itself: `chooser` is the file's address.
+    fn has_chosen(&self, chooser: u64, memory: &Memory) -> Option<Addr> {
+        let is_it = |wanted: &Wanted<'_>| wanted.kind == elf::R_X86_64_IRELATIVE && wanted.addend == chooser;
+        self.filled_in(memory, is_it).map(|(at, _)| at)
+    }
+
+    /// Where its thread-local variables are, as the dynamic linker has told its own code: the number of its module; the beginning of its block, seen from the thread pointer.
+    fn thread_block(&self, memory: &Memory) -> (Option<u64>, Option<i64>) {
+        let is_own = |wanted: &Wanted<'_>, kind| wanted.kind == kind && wanted.own.is_some();
+        let module = self.filled_in(memory, |wanted| is_own(wanted, elf::R_X86_64_DTPMOD64));
+        let offset = self.filled_in(memory, |wanted| is_own(wanted, elf::R_X86_64_TPOFF64));
+        let start = offset.map(|(from_thread_pointer, in_block)| from_thread_pointer.value().wrapping_sub(in_block));
+        (module.map(|(module, _)| module.value()), start.map(u64::cast_signed))
     }
 
     fn function_at(&self, address: u64) -> Option<String> {
@@ -202,6 +257,16 @@ impl Object {
     }
 }
 
+/// A place that the dynamic linker fills in.
+struct Wanted<'a> {
+    kind: elf::RelocationType,
+    /// The symbol's.
+    name: Option<&'a [u8]>,
+    /// The symbol's value, if it is the object's own; 0 if there is no symbol.
+    own: Option<u64>,
+    addend: u64,
+}
+
 /// Answers the linker's questions.
 #[derive(Debug)]
 pub(super) struct Names<'a> {
@@ -210,25 +275,20 @@ pub(super) struct Names<'a> {
     memory: &'a Memory,
 }
 
-impl Names<'_> {
-    /// What an object was told of a symbol, unless that is to be found out at the first call.
-    fn known_to(&self, object: &Object, name: &str) -> Option<Addr> {
-        let known = object.slots_of(name).into_iter().filter_map(|slot| self.memory.read_word(slot).ok());
-        known.map(Addr::new).find(|at| at.value() != 0 && !object.range.contains(*at))
-    }
-}
-
 impl Resolver for Names<'_> {
     fn bias(&self) -> u64 {
         self.target.bias
     }
 
     fn import(&self, name: &str, version: Option<&str>) -> Option<Addr> {
-        self.known_to(self.target, name).or_else(|| {
+        self.target.knows(name, self.memory).or_else(|| {
             let export = self.objects.export(name, version)?;
             if export.is_chosen {
-                // Another object may know what was chosen.
-                return self.objects.0.iter().find_map(|object| self.known_to(object, name));
+                // Who uses it knows what was chosen.
+                let all = || self.objects.0.iter();
+                let chooser = |object: &Object| export.at.value().wrapping_sub(object.bias);
+                let told = all().find_map(|object| object.knows(name, self.memory));
+                return told.or_else(|| all().find_map(|object| object.has_chosen(chooser(object), self.memory)));
             }
             Some(export.at)
         })
@@ -237,7 +297,11 @@ impl Resolver for Names<'_> {
     fn thread_local(&self, variable: ThreadLocal<'_>) -> Option<ThreadPlace> {
         let ThreadLocal::Target { offset } = variable else { return None };
         if !self.target.is_executable {
-            return None;
+            let (module, start) = self.target.thread_block(self.memory);
+            let from_thread_pointer = start.map(|start| start.wrapping_add_unsigned(offset));
+            // Without a module's number only code is possible that does not ask for it.
+            let is_known = module.is_some() || from_thread_pointer.is_some();
+            return is_known.then(|| ThreadPlace { module: module.unwrap_or(0), offset, from_thread_pointer });
         }
         // ELF TLS, variant II: the executable's block ends at the thread pointer, and it is module 1.
         let block_bytes = self.target.thread_block_bytes()?;

@@ -9,6 +9,7 @@ use std::io;
 use serde::{Deserialize, Serialize};
 use trapline_engine::Addr;
 
+use super::unwinder::Detour;
 use crate::sys::{maps::Mapping, memory::Memory};
 
 const MAGIC: [u8; 8] = [0x8f, b't', b'p', b'l', b'i', b'v', b'e', b'\n'];
@@ -29,10 +30,13 @@ pub enum Status {
     Changing,
     /// All functions are diverted.
     Active,
+    /// What it patched was unloaded: nothing leads to it. Never written, but found out.
+    Unloaded,
 }
 
 impl Status {
-    const ALL: [Self; 3] = [Self::Preparing, Self::Changing, Self::Active];
+    /// Those that are written.
+    const WRITTEN: [Self; 3] = [Self::Preparing, Self::Changing, Self::Active];
 
     /// For lists.
     pub fn code(self) -> &'static str {
@@ -40,6 +44,7 @@ impl Status {
             Self::Preparing => "preparing",
             Self::Changing => "interrupted",
             Self::Active => "active",
+            Self::Unloaded => "unloaded",
         }
     }
 }
@@ -61,10 +66,18 @@ pub struct Active {
     pub len_bytes: u64,
     /// Where its code begins and ends.
     pub code: (u64, u64),
+    /// Where its unwind tables are.
+    pub unwind: Option<(u64, u64)>,
     /// What it replaces.
     pub functions: Vec<Replaced>,
     /// What nobody may be in when it comes or goes.
     pub pins: Vec<Pinned>,
+    /// How unwinders learn of the new code.
+    pub detours: Vec<Detour>,
+    /// What is called when it comes or goes.
+    pub callbacks: Vec<Called>,
+    /// What calls those; 0 if there are none.
+    pub call_at: u64,
     /// Whether it was forced.
     pub is_tainted: bool,
     /// When it was applied, in seconds since 1970.
@@ -101,6 +114,15 @@ pub struct Pinned {
     pub len_bytes: u64,
 }
 
+/// A function of the patch that is called when it comes or goes.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Called {
+    /// [`When::code`](trapline_patch::When::code).
+    pub when: String,
+    /// Where it is.
+    pub at: u64,
+}
+
 impl Active {
     fn encode(&self) -> io::Result<Vec<u8>> {
         serde_json::to_vec(self).map_err(io::Error::other)
@@ -113,13 +135,13 @@ impl Active {
     }
 }
 
-/// Writes what is to be known of a patch into its first pages.
-pub(super) fn write(memory: &Memory, patch: &Active, status: Status) -> io::Result<()> {
+/// What is to be known of a patch, for its first pages.
+pub(super) fn header(patch: &Active, status: Status) -> io::Result<Vec<u8>> {
     let payload = patch.encode()?;
     let len_bytes = u32::try_from(payload.len()).map_err(io::Error::other)?;
     let numbers = [VERSION, len_bytes, crc32fast::hash(&payload), status as u32];
     let numbers: Vec<u8> = numbers.into_iter().flat_map(u32::to_le_bytes).collect();
-    memory.write(Addr::new(patch.at), &[&MAGIC[..], &numbers, &payload].concat())
+    Ok([&MAGIC[..], &numbers, &payload].concat())
 }
 
 /// Says how far it is.
@@ -145,7 +167,15 @@ fn read(memory: &Memory, at: Addr) -> Option<(Status, Active)> {
         return None;
     }
     let payload = memory.read_vec(at.after(HEADER_BYTES), usize::try_from(number(12)).ok()?).ok()?;
-    let status = Status::ALL.into_iter().find(|status| *status as u32 == number(STATUS_AT))?;
+    let status = Status::WRITTEN.into_iter().find(|status| *status as u32 == number(STATUS_AT))?;
     let patch: Active = (crc32fast::hash(&payload) == number(16)).then(|| serde_json::from_slice(&payload).ok())??;
+    let is_diverted = |function: &Replaced| {
+        let there = memory.read_vec(Addr::new(function.old), function.jump.len());
+        there.is_ok_and(|there| there == function.jump)
+    };
+    let status = match status {
+        Status::Active if !patch.functions.iter().any(is_diverted) => Status::Unloaded,
+        status => status,
+    };
     (patch.at == at.value()).then_some((status, patch))
 }

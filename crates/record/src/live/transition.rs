@@ -1,6 +1,6 @@
 //! The moment in which functions are exchanged: all threads stand still, and none is in them.
 //!
-//! Owns [`Transition`], the stops with their pauses, and [`Check`], where nobody may be. Whoever is in the way is asked for its callers after it went on.
+//! Owns [`Transition`], the stops with their pauses, and [`Check`], where nobody may be. Whoever is in the way is named after it went on.
 
 use std::{
     fs, io, thread,
@@ -10,7 +10,11 @@ use std::{
 use trapline_engine::{Addr, AddrRange};
 use trapline_process::quiesce::{Blocker, How, OtherProcess, RangeSet, stop_process};
 
-use super::{Blocked, LiveError, objects::Objects};
+use super::{
+    Blocked, LiveError, PAGE_BYTES,
+    objects::Objects,
+    walk::{Frame, Walker},
+};
 use crate::{
     inject::Gadgets,
     remote::Remote,
@@ -39,8 +43,8 @@ impl Check {
         Self { named }
     }
 
-    pub(super) fn and(mut self, name: String, range: AddrRange) -> Self {
-        self.named.push((name, range));
+    pub(super) fn and_all(mut self, other: Self) -> Self {
+        self.named.extend(other.named);
         self
     }
 
@@ -48,10 +52,9 @@ impl Check {
         RangeSet::new(self.named.iter().map(|(_, range)| *range))
     }
 
-    /// What a blocker is in: for a return address the call before it counts.
-    fn name_of(&self, blocker: &Blocker) -> String {
-        let at = if matches!(blocker.how, How::StackWord { .. }) { blocker.at.offset(-1) } else { blocker.at };
-        let found = self.named.iter().find(|(_, range)| range.contains(at));
+    /// What an instruction is in.
+    fn name_of(&self, insn: Addr) -> String {
+        let found = self.named.iter().find(|(_, range)| range.contains(insn));
         found.map_or_else(|| "a stack that cannot be searched".to_owned(), |(name, _)| name.clone())
     }
 }
@@ -72,9 +75,13 @@ pub(super) struct Report {
 
 /// A thread in the way, as it stood there.
 struct InTheWay {
-    blocker: Blocker,
-    pc: Addr,
-    stack: Vec<Addr>,
+    tid: Tid,
+    /// An instruction of what is to be replaced.
+    insn: Addr,
+    /// For people.
+    how: String,
+    /// Its instruction, and those of all who called, from the innermost.
+    frames: Vec<Addr>,
 }
 
 impl<'a> Transition<'a> {
@@ -87,40 +94,41 @@ impl<'a> Transition<'a> {
         &self,
         check: &Check,
         objects: &Objects,
+        mut walker: Walker,
         mut commit: impl FnMut(Tid) -> io::Result<()> + Send,
     ) -> Result<Report, LiveError> {
         let started = Instant::now();
         let ranges = check.ranges();
         let (mut report, mut pause) = (Report::default(), FIRST_PAUSE);
+        // Who was in the way when all stood still last.
+        let mut last = None;
         loop {
-            let (stopped, took) = stop(self.pid, |threads| match self.in_the_way(threads, &ranges)? {
+            let (stopped, took) = stop(self.pid, |threads| match self.in_the_way(threads, &ranges, &mut walker)? {
                 Some(found) => Ok(Some(found)),
                 None => commit(first(threads)?).map(|()| None),
             });
             report.stops += 1;
             report.longest = report.longest.max(took);
             let waited = started.elapsed();
-            let is_over = waited >= self.deadline;
             match stopped {
                 Ok(Ok(None)) => return Ok(report),
-                Ok(Ok(Some(found))) if is_over => {
-                    let blocked = Box::new(self.blocked(check, objects, &found));
-                    return Err(LiveError::Busy { waited, stops: report.stops, blocked });
-                }
-                Ok(Ok(Some(_))) => {}
-                Err(error) if error.kind() == io::ErrorKind::TimedOut && is_over => {
-                    return Err(LiveError::Unstoppable { waited });
-                }
+                Ok(Ok(found)) => last = found,
                 Err(error) if error.kind() == io::ErrorKind::TimedOut => {}
                 Ok(Err(error)) => return Err(LiveError::system(self.pid, "exchanging the functions", error)),
                 Err(error) => return Err(LiveError::system(self.pid, "stopping its threads", error)),
+            }
+            if waited >= self.deadline {
+                let Some(found) = last else { return Err(LiveError::Unstoppable { waited }) };
+                let blocked = Box::new(self.blocked(check, objects, &found));
+                return Err(LiveError::Busy { waited, stops: report.stops, blocked });
             }
             thread::sleep(pause.min(self.deadline.saturating_sub(waited)));
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
 
-    fn in_the_way(&self, threads: &[Tid], ranges: &RangeSet) -> io::Result<Option<InTheWay>> {
+    /// Who is inside. Words of stacks that may be return addresses are looked at first, which is quick; what they say is believed where no walk says otherwise.
+    fn in_the_way(&self, threads: &[Tid], ranges: &RangeSet, walker: &mut Walker) -> io::Result<Option<InTheWay>> {
         let process = OtherProcess::new(first(threads)?)?;
         for &tid in threads {
             let registers = match ptrace::registers(tid) {
@@ -129,40 +137,51 @@ impl<'a> Transition<'a> {
                 Err(error) if error.raw_os_error() == Some(libc::ESRCH) => continue,
                 Err(error) => return Err(error),
             };
-            if let Some(blocker) = process.blocker_of(tid, &registers, ranges, ranges) {
-                const STACK_BYTES: usize = 16 << 10;
-                let sp = Addr::new(registers.rsp & !7);
-                // The end of the stack may be closer: then a page at a time.
-                let stack = self.memory.read_vec(sp, STACK_BYTES).or_else(|_| {
-                    let left = 4096 - sp.value() % 4096;
-                    self.memory.read_vec(sp, usize::try_from(left).unwrap_or(8))
-                });
-                let stack = stack.unwrap_or_default();
-                let words = stack.as_chunks().0.iter().map(|word| Addr::new(u64::from_le_bytes(*word)));
-                return Ok(Some(InTheWay { blocker, pc: Addr::new(registers.rip), stack: words.collect() }));
-            }
+            let Some(Blocker { at, how, .. }) = process.blocker_of(tid, &registers, ranges, ranges) else { continue };
+            let exact = walker.frames(&registers, self.memory);
+            let (insn, how) = match (how, &exact) {
+                (How::Pc, _) => (at, format!("it executes {at}")),
+                (_, Some(frames)) => match frames.iter().find(|frame| ranges.contains(frame.insn())) {
+                    Some(frame) => (frame.insn(), format!("it returns to {}", frame.pc)),
+                    // The word is left over from a call that is long gone.
+                    None => continue,
+                },
+                (How::StackWord { .. }, None) => (at.offset(-1), format!("it may return to {at}")),
+                (How::SignalFrame { .. }, None) => (at, format!("its signal handler may return to {at}")),
+                (How::Unscannable, None) => (at, format!("stack at {at}")),
+            };
+            let frames = exact.map(|frames| frames.into_iter().map(Frame::insn).collect());
+            let frames = frames.unwrap_or_else(|| self.guessed(&registers));
+            return Ok(Some(InTheWay { tid, insn, how, frames }));
         }
         Ok(None)
     }
 
+    /// Where a thread is, and all that looks like a return address near its stack pointer.
+    fn guessed(&self, registers: &libc::user_regs_struct) -> Vec<Addr> {
+        const STACK_BYTES: usize = 16 << 10;
+        let sp = Addr::new(registers.rsp & !7);
+        // The end of the stack may be closer: then a page at a time.
+        let stack = self.memory.read_vec(sp, STACK_BYTES).or_else(|_| {
+            let left = PAGE_BYTES - sp.value() % PAGE_BYTES;
+            self.memory.read_vec(sp, usize::try_from(left).unwrap_or(8))
+        });
+        let stack = stack.unwrap_or_default();
+        let words = stack.as_chunks().0.iter().map(|word| Addr::new(u64::from_le_bytes(*word)));
+        let callers = words.filter(|word| self.is_behind_a_call(*word));
+        std::iter::once(Addr::new(registers.rip)).chain(callers.map(|word| word.offset(-1))).collect()
+    }
+
     fn blocked(&self, check: &Check, objects: &Objects, found: &InTheWay) -> Blocked {
         const FRAMES: usize = 16;
-        let tid = found.blocker.tid;
+        let tid = found.tid;
         let name = fs::read_to_string(format!("/proc/{}/task/{tid}/comm", self.pid)).unwrap_or_default();
-        let how = match found.blocker.how {
-            How::Pc => format!("it executes {}", found.blocker.at),
-            How::StackWord { .. } => format!("it returns to {}", found.blocker.at),
-            How::SignalFrame { .. } => format!("its signal handler returns to {}", found.blocker.at),
-            How::Unscannable => format!("stack at {}", found.blocker.at),
-        };
-        let callers = found.stack.iter().filter(|word| self.is_behind_a_call(**word));
-        let frames = std::iter::once(&found.pc).chain(callers).filter_map(|at| objects.name_of(*at));
         Blocked {
             tid,
             thread: name.trim().to_owned(),
-            function: check.name_of(&found.blocker),
-            how,
-            backtrace: frames.take(FRAMES).collect(),
+            function: check.name_of(found.insn),
+            how: found.how.clone(),
+            backtrace: found.frames.iter().filter_map(|at| objects.name_of(*at)).take(FRAMES).collect(),
         }
     }
 

@@ -3,7 +3,10 @@
 //! Owns the requests that the tracer makes, and [`Stop`], what a wait status says. All of them are for threads that the calling thread seized;
 //! ptrace knows a tracer by its thread.
 
-use std::io;
+use std::{
+    io, thread,
+    time::{Duration, Instant},
+};
 
 use trapline_process::quiesce::may_start_again;
 
@@ -205,6 +208,20 @@ pub(crate) fn wait_for(tid: Tid) -> io::Result<Stop> {
         if let Some((_, stop)) = wait(tid, 0)? {
             return Ok(stop);
         }
+    }
+}
+
+/// Waits for one thread's next stop, but not longer than until then.
+pub(crate) fn wait_until(tid: Tid, until: Instant) -> io::Result<Option<Stop>> {
+    const INTERVAL: Duration = Duration::from_micros(200);
+    loop {
+        if let Some((_, stop)) = wait(tid, libc::WNOHANG)? {
+            return Ok(Some(stop));
+        }
+        if Instant::now() >= until {
+            return Ok(None);
+        }
+        thread::sleep(INTERVAL);
     }
 }
 

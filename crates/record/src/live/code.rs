@@ -1,0 +1,95 @@
+//! Code of ours that runs in a patched process: position-independent, without a stack frame, without relocations.
+//!
+//! Owns its bytes. [`answer`] stands in front of an unwinder's `_Unwind_Find_FDE` and answers for the new code; [`call`] calls a function of the patch for us. Invariants:
+//! both are complete in themselves, so that a recorder that dies leaves nothing that would not work; no register is written that their callers rely on (System V psABI).
+
+use std::{arch::global_asm, slice};
+
+/// From [`answer`]'s first byte to its data, which are: where to go on if the address is not ours; where the new code begins, its length; how many functions it has; and
+/// for each of them its beginning, its end, and its record. Words of 8 bytes.
+pub(super) const DATA_OFFSET: usize = 4096;
+
+global_asm!(
+    r#"
+    .pushsection .rodata.trapline_live, "a"
+    .p2align 4
+trapline_live_answer:
+    # rdi: an address of code; rsi: where bases and the function's beginning go (`struct dwarf_eh_bases` of libgcc's unwind-dw2-fde.h).
+    lea r8, [rip + trapline_live_answer + {DATA_OFFSET}]
+    mov rax, rdi
+    sub rax, qword ptr [r8 + 8]
+    cmp rax, qword ptr [r8 + 16]
+    jae 3f
+    mov rcx, qword ptr [r8 + 24]
+    lea rdx, [r8 + 32]
+1:  sub rcx, 1
+    jb 3f
+    mov rax, qword ptr [rdx]
+    cmp rdi, rax
+    jb 2f
+    cmp rdi, qword ptr [rdx + 8]
+    jae 2f
+    mov qword ptr [rsi], 0
+    mov qword ptr [rsi + 8], 0
+    mov qword ptr [rsi + 16], rax
+    mov rax, qword ptr [rdx + 16]
+    ret
+2:  add rdx, 24
+    jmp 1b
+3:  jmp qword ptr [r8]
+trapline_live_answer_end:
+
+    .p2align 4
+trapline_live_call:
+    # r11: a function. The stack is that of a signal handler at its first instruction, whose return takes the thread back; rbx is of the frame that is left.
+    sub rsp, 8
+    call r11
+    mov ebx, eax
+    add rsp, 8
+    ret
+trapline_live_call_end:
+    .popsection
+    "#,
+    DATA_OFFSET = const DATA_OFFSET,
+);
+
+unsafe extern "C" {
+    #[link_name = "trapline_live_answer"]
+    static ANSWER: u8;
+    #[link_name = "trapline_live_answer_end"]
+    static ANSWER_END: u8;
+    #[link_name = "trapline_live_call"]
+    static CALL: u8;
+    #[link_name = "trapline_live_call_end"]
+    static CALL_END: u8;
+}
+
+/// What an unwinder is led through.
+pub(super) fn answer() -> &'static [u8] {
+    // SAFETY: the labels are of one section, in this order.
+    unsafe { between(&raw const ANSWER, &raw const ANSWER_END) }
+}
+
+/// Calls the function in r11, keeps what it answers in ebx, and returns as a signal handler does.
+pub(super) fn call() -> &'static [u8] {
+    // SAFETY: as above.
+    unsafe { between(&raw const CALL, &raw const CALL_END) }
+}
+
+/// # Safety
+/// Both are of one piece of memory that is never written to.
+unsafe fn between(start: *const u8, end: *const u8) -> &'static [u8] {
+    // SAFETY: by the caller's promise.
+    unsafe { slice::from_raw_parts(start, end.addr() - start.addr()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_code_leaves_room_for_what_stands_behind_it() {
+        assert!((30..super::super::unwinder::COPY_OFFSET).contains(&answer().len()));
+        assert!((8..64).contains(&call().len()));
+    }
+}

@@ -1,0 +1,187 @@
+//! What is mapped for a patch, and what is known of it, before anything of the process is changed.
+//!
+//! Owns [`prepare`], which lays it out, and [`place`], which has the process map it. Layout of the memory near the target, each part on pages of its own: what is to be
+//! known of the patch ([`state`]), code that calls its callbacks, its own code, constants and data. Near each unwinder there is a piece of its own
+//! ([`unwinder`]).
+
+use std::time::SystemTime;
+
+use trapline_engine::{Addr, AddrRange};
+use trapline_patch::{Linked, Linker, Patch, Protection};
+
+use super::{
+    JUMP_BYTES, LiveError, PAGE_BYTES, Process, code,
+    objects::{self, Object, Objects},
+    state::{self, Active, Called, Pinned, Replaced, Status},
+    unwinder::{Detour, Unwinder},
+};
+use crate::{
+    remote::Remote,
+    sys::maps::{self, Mapping},
+};
+
+/// Bytes on pages of their own.
+#[derive(Clone, Debug)]
+pub(super) struct Piece {
+    at: Addr,
+    bytes: Vec<u8>,
+    /// As mmap(2) takes it.
+    protection: i32,
+}
+
+impl Piece {
+    pub(super) fn code(at: Addr, bytes: Vec<u8>) -> Self {
+        Self { at, bytes, protection: libc::PROT_READ | libc::PROT_EXEC }
+    }
+
+    pub(super) fn read_only(at: Addr, bytes: Vec<u8>) -> Self {
+        Self { at, bytes, protection: libc::PROT_READ }
+    }
+
+    fn range(&self) -> AddrRange {
+        AddrRange::new(self.at, (self.bytes.len() as u64).next_multiple_of(PAGE_BYTES))
+    }
+}
+
+/// A patch that is ready for a process.
+pub(super) struct Prepared {
+    /// What is to be known of it.
+    pub(super) draft: Active,
+    /// All of its memory but the first pages.
+    pub(super) pieces: Vec<Piece>,
+}
+
+/// Fits a patch to a process.
+pub(super) fn prepare(
+    process: &Process,
+    patch: &Patch,
+    objects: &Objects,
+    target: &Object,
+    unwinders: &[Unwinder],
+    active: &[Active],
+    is_tainted: bool,
+) -> Result<Prepared, LiveError> {
+    let mut draft = draft(patch, target, unwinders, is_tainted);
+    let linker = Linker::new(patch);
+    let header_bytes = draft.page_bytes();
+    let call_bytes = if draft.callbacks.is_empty() { 0 } else { PAGE_BYTES };
+    let mut room = Room(process.mappings.clone());
+    let region = room.take(target.range, header_bytes + call_bytes + linker.len_bytes())?;
+    let call_at = region.start.offset(header_bytes.cast_signed());
+    let code_at = call_at.offset(call_bytes.cast_signed());
+    let fitted = linker.link(code_at, &objects.resolver(target, &process.memory))?;
+    complete(&mut draft, region, &fitted);
+    let mut pieces = Vec::new();
+    if call_bytes != 0 {
+        draft.call_at = call_at.value();
+        pieces.push(Piece::code(call_at, code::call().to_vec()));
+    }
+    pieces.extend(fitted.segments.iter().map(|segment| {
+        let protection = match segment.protection {
+            Protection::Code => libc::PROT_READ | libc::PROT_EXEC,
+            Protection::ReadOnly => libc::PROT_READ,
+            Protection::Data => libc::PROT_READ | libc::PROT_WRITE,
+        };
+        Piece { at: segment.at, bytes: segment.bytes.clone(), protection }
+    }));
+    let others: Vec<Detour> = active.iter().flat_map(|patch| patch.detours.clone()).collect();
+    for (unwinder, detour) in unwinders.iter().zip(&mut draft.detours) {
+        let area = room.take(unwinder.near, Unwinder::area_bytes(&fitted))?;
+        pieces.extend(unwinder.lead(&process.memory, detour, area, &fitted, &others)?);
+    }
+    Ok(Prepared { draft, pieces })
+}
+
+/// Where there is still room.
+struct Room(Vec<Mapping>);
+
+impl Room {
+    /// A place within reach of `near`, a page apart from others: mappings of the same kind would become one.
+    fn take(&mut self, near: AddrRange, len_bytes: u64) -> Result<AddrRange, LiveError> {
+        let hole = maps::find_hole(&self.0, near, len_bytes + 2 * PAGE_BYTES).ok_or(LiveError::NoRoom { len_bytes })?;
+        let taken = AddrRange::new(hole.offset(PAGE_BYTES.cast_signed()), len_bytes);
+        let behind = self.0.partition_point(|mapping| mapping.range.start < taken.start);
+        self.0.insert(behind, Mapping::planned(taken));
+        Ok(taken)
+    }
+}
+
+/// What there will be to say of a patch, but for what its place decides: that is the largest number.
+fn draft(patch: &Patch, target: &Object, unwinders: &[Unwinder], is_tainted: bool) -> Active {
+    let moved = |address: u64| address.wrapping_add(target.bias);
+    let functions = patch.functions.iter().map(|function| Replaced {
+        name: function.name.clone(),
+        old: moved(function.address),
+        old_bytes: function.expected.len() as u64,
+        parts: function.parts.iter().map(|(at, len)| (moved(*at), *len)).collect(),
+        new: u64::MAX,
+        original: function.expected.iter().copied().take(JUMP_BYTES).collect(),
+        jump: vec![u8::MAX; JUMP_BYTES],
+    });
+    let pins = patch.pins.iter().map(|pin| Pinned {
+        name: pin.name.clone(),
+        at: moved(pin.address),
+        len_bytes: pin.len_bytes,
+    });
+    let callbacks =
+        patch.callbacks.iter().map(|callback| Called { when: callback.when.code().to_owned(), at: u64::MAX });
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Active {
+        name: patch.name.clone(),
+        target: patch.target.name.clone(),
+        build_id: objects::hexadecimal(&patch.target.build_id),
+        bias: target.bias,
+        at: u64::MAX,
+        len_bytes: u64::MAX,
+        code: (u64::MAX, u64::MAX),
+        unwind: Some((u64::MAX, u64::MAX)),
+        functions: functions.collect(),
+        pins: pins.collect(),
+        detours: unwinders.iter().map(Unwinder::draft).collect(),
+        callbacks: callbacks.collect(),
+        call_at: if patch.callbacks.is_empty() { 0 } else { u64::MAX },
+        is_tainted,
+        applied_unix_s: now.as_secs(),
+    }
+}
+
+fn complete(draft: &mut Active, region: AddrRange, fitted: &Linked) {
+    (draft.at, draft.len_bytes) = (region.start.value(), region.len_bytes());
+    draft.code = (fitted.code.start.value(), fitted.code.end.value());
+    draft.unwind = fitted.unwind.map(|tables| (tables.start.value(), tables.end.value()));
+    for (function, (old, new)) in draft.functions.iter_mut().zip(&fitted.replacements) {
+        function.new = new.value();
+        // Both are within reach: the hole was looked for near the whole target.
+        let distance = new.distance_from(old.after(JUMP_BYTES)).to_le_bytes();
+        function.jump = [&[0xe9], &distance[..4]].concat();
+    }
+    for (called, (_, at)) in draft.callbacks.iter_mut().zip(&fitted.callbacks) {
+        called.at = at.value();
+    }
+}
+
+/// Maps and writes what the patch brings, of which nobody knows yet.
+pub(super) fn place(process: &Process, draft: &Active, pieces: &[Piece]) -> Result<(), LiveError> {
+    let header = state::header(draft, Status::Preparing).map_err(process.system("writing the patch"))?;
+    let first = Piece::read_only(Addr::new(draft.at), header);
+    let all = || std::iter::once(&first).chain(pieces);
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+    let map = |remote: &mut Remote| {
+        let mut mapped = Vec::new();
+        for piece in all() {
+            let range = piece.range();
+            if let Err(error) = remote.map(range.start, range.len_bytes(), piece.protection, flags, -1) {
+                // What is in the way of the others is not ours.
+                super::unmap_all(remote, &mapped)?;
+                return Err(error);
+            }
+            mapped.push(range);
+        }
+        Ok(())
+    };
+    process.have_it(map).map_err(process.system("mapping memory for the patch"))?;
+    all().try_for_each(|piece| process.memory.write(piece.at, &piece.bytes)).map_err(|error| {
+        let _ = process.unmap(&draft.memory());
+        LiveError::system(process.pid, "writing the patch", error)
+    })
+}

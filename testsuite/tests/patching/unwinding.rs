@@ -1,0 +1,40 @@
+//! Exceptions, panics and backtraces go through new code as through old, also while patches come and go.
+
+use trapline_testsuite::snapshot::{Own, Snapshot};
+
+use crate::{
+    rounds,
+    target::{Built, Target},
+};
+
+/// Applies and reverts a patch, and asks the program which version it has.
+fn back_and_forth(built: &Built, flags: &[&str], versions: [u32; 2]) {
+    let patch = built.patch("throws", flags, &[]);
+    let patch = patch.to_str().expect("a path");
+    let mut target = Target::start(built);
+    let before = Snapshot::of(target.pid());
+    let mut stops = 0;
+    for _ in 0..rounds() {
+        for (words, version) in [(vec!["apply", patch], versions[1]), (vec!["revert", "throws"], versions[0])] {
+            let outcome = target.trapline(&[&words[..], &["--deadline", "60", "--json"]].concat());
+            assert!(outcome.is_good(), "{}", outcome.error);
+            stops += outcome.json()["stops"].as_u64().expect("a number");
+            let answer = target.ask();
+            assert_eq!((answer.version, answer.mixed, answer.is_count_kept), (version, 0, true));
+        }
+    }
+    // Somebody was inside now and then; otherwise this was no test.
+    assert!(stops > 2 * rounds() as u64, "never was anybody in the way");
+    assert_eq!(Snapshot::of(target.pid()).complaints(&before, Own::Nothing), [""; 0], "left behind");
+}
+
+#[test]
+fn exceptions_are_thrown_in_go_through_and_are_caught_in_new_code() {
+    back_and_forth(&Built::of("pitcher.cpp", "pitcher", &["-no-pie", "-fno-pie"]), &["-DVERSION=2"], [10, 20]);
+    back_and_forth(&Built::of("pitcher.cpp", "pitcher", &[]), &["-DVERSION=2"], [10, 20]);
+}
+
+#[test]
+fn panics_are_raised_in_go_through_and_are_caught_in_new_code() {
+    back_and_forth(&Built::of("panicker.rs", "panicker", &[]), &["--cfg=new"], [1, 2]);
+}
