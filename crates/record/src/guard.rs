@@ -239,7 +239,7 @@ fn leave(pid: Tid, mut footprint: Footprint) {
     let mut pause = PAUSE;
     while started.elapsed() < PERSISTENCE {
         let Ok(memory) = Memory::open(pid) else { return };
-        let left = stop_process(pid, PATIENCE, |threads| try_to_leave(threads, &mut footprint, &memory));
+        let (left, _) = stop_process(pid, PATIENCE, |threads, _| try_to_leave(threads, &mut footprint, &memory));
         match left {
             Ok(Ok(true)) => return,
             Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => return,

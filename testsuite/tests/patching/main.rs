@@ -1,6 +1,6 @@
 //! Live patches come and go in a process whose threads never stop calling what is patched.
 //!
-//! `TRAPLINE_PATCH_ROUNDS` says how often, 20 times unless set; `TRAPLINE_PATCH_THREADS` how many threads there are, 4 unless set.
+//! `TRAPLINE_PATCH_ROUNDS` says how often, 10 times unless set; `TRAPLINE_PATCH_THREADS` how many threads there are, 4 unless set.
 
 mod callbacks;
 mod refused;
@@ -24,7 +24,7 @@ fn asked(variable: &str, otherwise: usize) -> usize {
 }
 
 fn rounds() -> usize {
-    asked("TRAPLINE_PATCH_ROUNDS", 20)
+    asked("TRAPLINE_PATCH_ROUNDS", 10)
 }
 
 fn threads() -> usize {

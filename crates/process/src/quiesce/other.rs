@@ -11,7 +11,7 @@ use super::{
     RangeSet, Tid,
     inside::{Blocker, Context, Inspector},
     memory_map::{MapsFile, MemoryMap},
-    session::{Failure, Session, State},
+    session::{Failure, Session, State, Summary},
 };
 use crate::sys::{
     clock::Moment,
@@ -23,27 +23,40 @@ use crate::sys::{
     signal::{self, SignalSet},
 };
 
-/// Stops every thread of another process, runs `work` with their numbers, and lets all go on. The calling thread is their tracer meanwhile, and blocks all
-/// signals.
+/// Stops every thread of another process, runs `work` with their numbers and how long the first one stands still, and lets all go on. The calling thread is their
+/// tracer meanwhile, and blocks all signals. Also returned is how long the stop was, be it complete or not: from the first thread that was interrupted until all
+/// go on.
 ///
 /// # Errors
 /// Not all of them stood still in time, or they may not be traced. `work` was not called then.
-pub fn stop_process<R>(process: Tid, deadline: Duration, work: impl FnOnce(&[Tid]) -> R) -> io::Result<R> {
-    let tasks = TaskDir::open_other(process)?;
-    let mut threads = PageVec::with_capacity(tasks.count()?.saturating_mul(2).max(64))?;
+pub fn stop_process<R>(
+    process: Tid,
+    deadline: Duration,
+    work: impl FnOnce(&[Tid], Duration) -> R,
+) -> (io::Result<R>, Duration) {
+    let prepare = || {
+        let tasks = TaskDir::open_other(process)?;
+        let threads = PageVec::with_capacity(tasks.count()?.saturating_mul(2).max(64))?;
+        Ok::<_, io::Error>((tasks, threads))
+    };
+    let (tasks, mut threads) = match prepare() {
+        Ok(prepared) => prepared,
+        Err(error) => return (Err(error), Duration::ZERO),
+    };
     let mask = signal::replace_mask(SignalSet::ALL);
     let mut session = Session::new(process, &tasks, &mut threads);
     let stopped = session.stop(Moment::now().after(deadline)).map(|()| {
         let is_stopped = |thread: &&super::session::Thread| matches!(thread.state, State::Stopped { .. });
         let threads: Vec<Tid> = session.threads().iter().filter(is_stopped).map(|thread| thread.tid).collect();
-        work(&threads)
+        work(&threads, Duration::from_nanos(session.stopped_ns()))
     });
-    session.resume();
+    let Summary { stop_ns, .. } = session.resume();
     signal::replace_mask(mask);
-    stopped.map_err(|failure| match failure {
+    let stopped = stopped.map_err(|failure| match failure {
         Failure::Refused { errno, .. } | Failure::Kernel(errno) => errno.into(),
         Failure::Unstoppable { .. } | Failure::Unsettled => io::Error::from(io::ErrorKind::TimedOut),
-    })
+    });
+    (stopped, Duration::from_nanos(stop_ns))
 }
 
 /// The memory of a process whose threads stand still.

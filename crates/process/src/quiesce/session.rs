@@ -118,11 +118,16 @@ impl<'a> Session<'a> {
         self.threads
     }
 
+    /// How long the first thread has been interrupted.
+    pub(super) fn stopped_ns(&self) -> u64 {
+        self.begun.map_or(0, |begun| Moment::now().nanos_since(begun))
+    }
+
     /// Lets every thread go on, and sums up.
     pub(super) fn resume(mut self) -> Summary {
         let threads = self.threads.iter().filter(|thread| matches!(thread.state, State::Stopped { .. })).count();
         self.release();
-        let stop_ns = self.begun.map_or(0, |begun| Moment::now().nanos_since(begun));
+        let stop_ns = self.stopped_ns();
         Summary { threads, stop_ns, rounds: self.rounds, restarted_syscalls: self.restarted_syscalls }
     }
 

@@ -13,6 +13,8 @@ global_asm!(
     r#"
     .pushsection .rodata.trapline_live, "a"
     .p2align 4
+    .hidden trapline_live_answer
+    .globl trapline_live_answer
 trapline_live_answer:
     # rdi: an address of code; rsi: where bases and the function's beginning go (`struct dwarf_eh_bases` of libgcc's unwind-dw2-fde.h).
     lea r8, [rip + trapline_live_answer + {DATA_OFFSET}]
@@ -37,9 +39,13 @@ trapline_live_answer:
 2:  add rdx, 24
     jmp 1b
 3:  jmp qword ptr [r8]
+    .hidden trapline_live_answer_end
+    .globl trapline_live_answer_end
 trapline_live_answer_end:
 
     .p2align 4
+    .hidden trapline_live_call
+    .globl trapline_live_call
 trapline_live_call:
     # r11: a function. The stack is that of a signal handler at its first instruction, whose return takes the thread back; rbx is of the frame that is left.
     sub rsp, 8
@@ -47,6 +53,8 @@ trapline_live_call:
     mov ebx, eax
     add rsp, 8
     ret
+    .hidden trapline_live_call_end
+    .globl trapline_live_call_end
 trapline_live_call_end:
     .popsection
     "#,

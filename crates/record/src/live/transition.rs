@@ -21,13 +21,19 @@ use crate::{
     sys::{
         Tid,
         memory::Memory,
-        ptrace,
+        ptrace::{self, Stop},
         spawn::{self, Urgent},
     },
 };
 
 /// How long threads have to stand still. A stop that takes longer is one that the program would notice.
 const PATIENCE: Duration = Duration::from_millis(15);
+
+/// How long a stop may take if threads have to be let out of the functions first. Never the longest that is bearable, as the exchange follows.
+const LIMIT: Duration = Duration::from_millis(16);
+
+/// How long those are let go on by themselves at first; then twice as long, and so on. Short calls are over then.
+const FIRST_STEP: Duration = Duration::from_micros(100);
 
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);
@@ -82,6 +88,17 @@ struct InTheWay {
     how: String,
     /// Its instruction, and those of all who called, from the innermost.
     frames: Vec<Addr>,
+    /// Instruction and stack pointer.
+    registers: (u64, u64),
+    /// Whether it is in a system call.
+    is_in_kernel: bool,
+}
+
+impl InTheWay {
+    /// Whether it sleeps where it was before. One that executes may only not have got a processor.
+    fn sleeps_since(&self, before: &Self) -> bool {
+        (self.tid, self.registers) == (before.tid, before.registers) && self.is_in_kernel
+    }
 }
 
 impl<'a> Transition<'a> {
@@ -97,15 +114,20 @@ impl<'a> Transition<'a> {
         mut walker: Walker,
         mut commit: impl FnMut(Tid) -> io::Result<()> + Send,
     ) -> Result<Report, LiveError> {
+        let _urgent = Urgent::with_new_threads();
         let started = Instant::now();
         let ranges = check.ranges();
         let (mut report, mut pause) = (Report::default(), FIRST_PAUSE);
         // Who was in the way when all stood still last.
         let mut last = None;
         loop {
-            let (stopped, took) = stop(self.pid, |threads| match self.in_the_way(threads, &ranges, &mut walker)? {
-                Some(found) => Ok(Some(found)),
-                None => commit(first(threads)?).map(|()| None),
+            let (stopped, took) = stop(self.pid, |threads, stopped_for| {
+                let until = Instant::now() + LIMIT.saturating_sub(stopped_for);
+                let found = self.in_the_way(threads, &ranges, &mut walker)?;
+                match self.let_out(found, &ranges, &mut walker, until)? {
+                    None => commit(first(threads)?).map(|()| None),
+                    found => Ok(found),
+                }
             });
             report.stops += 1;
             report.longest = report.longest.max(took);
@@ -113,7 +135,7 @@ impl<'a> Transition<'a> {
             match stopped {
                 Ok(Ok(None)) => return Ok(report),
                 Ok(Ok(found)) => last = found,
-                Err(error) if error.kind() == io::ErrorKind::TimedOut => {}
+                Err(error) | Ok(Err(error)) if error.kind() == io::ErrorKind::TimedOut => {}
                 Ok(Err(error)) => return Err(LiveError::system(self.pid, "exchanging the functions", error)),
                 Err(error) => return Err(LiveError::system(self.pid, "stopping its threads", error)),
             }
@@ -127,9 +149,51 @@ impl<'a> Transition<'a> {
         }
     }
 
+    /// Lets those go on who are inside, and nobody else, again and again until they are out: there are few of them, and they do not have to wait for a processor. Who is
+    /// still inside when the time is over, or sleeps there, is returned.
+    fn let_out(
+        &self,
+        mut inside: Vec<InTheWay>,
+        ranges: &RangeSet,
+        walker: &mut Walker,
+        until: Instant,
+    ) -> io::Result<Option<InTheWay>> {
+        if inside.is_empty() {
+            return Ok(None);
+        }
+        let count = || Ok::<_, io::Error>(fs::read_dir(format!("/proc/{}/task", self.pid))?.count());
+        let before = count()?;
+        let mut step = FIRST_STEP;
+        while !inside.is_empty() && Instant::now() + step < until {
+            for thread in &inside {
+                unless_it_ended(ptrace::resume(thread.tid, 0))?;
+            }
+            thread::sleep(step);
+            step *= 2;
+            for thread in &inside {
+                if !stop_again(thread.tid, until)? {
+                    return Ok(inside.pop());
+                }
+            }
+            let tids: Vec<Tid> = inside.iter().map(|thread| thread.tid).collect();
+            let still = self.in_the_way(&tids, ranges, walker)?;
+            let sleeps = |thread: &&InTheWay| inside.iter().any(|before| thread.sleeps_since(before));
+            if let Some(asleep) = still.iter().position(|thread| sleeps(&thread)) {
+                return Ok(still.into_iter().nth(asleep));
+            }
+            inside = still;
+        }
+        if inside.is_empty() && count()? > before {
+            // They have started threads, which do not stand still.
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        Ok(inside.pop())
+    }
+
     /// Who is inside. Words of stacks that may be return addresses are looked at first, which is quick; what they say is believed where no walk says otherwise.
-    fn in_the_way(&self, threads: &[Tid], ranges: &RangeSet, walker: &mut Walker) -> io::Result<Option<InTheWay>> {
+    fn in_the_way(&self, threads: &[Tid], ranges: &RangeSet, walker: &mut Walker) -> io::Result<Vec<InTheWay>> {
         let process = OtherProcess::new(first(threads)?)?;
+        let mut inside = Vec::new();
         for &tid in threads {
             let registers = match ptrace::registers(tid) {
                 Ok(registers) => registers,
@@ -152,9 +216,16 @@ impl<'a> Transition<'a> {
             };
             let frames = exact.map(|frames| frames.into_iter().map(Frame::insn).collect());
             let frames = frames.unwrap_or_else(|| self.guessed(&registers));
-            return Ok(Some(InTheWay { tid, insn, how, frames }));
+            inside.push(InTheWay {
+                tid,
+                insn,
+                how,
+                frames,
+                registers: (registers.rip, registers.rsp),
+                is_in_kernel: registers.orig_rax.cast_signed() >= 0,
+            });
         }
-        Ok(None)
+        Ok(inside)
     }
 
     /// Where a thread is, and all that looks like a return address near its stack pointer.
@@ -195,17 +266,32 @@ impl<'a> Transition<'a> {
 
 /// Stops all threads once, and says how long that took. A thread that could not be stopped is traced until its tracer ends, and nobody else can trace it until
 /// then; so each stop has a tracer of its own.
-fn stop<R: Send>(pid: Tid, work: impl FnOnce(&[Tid]) -> R + Send) -> (io::Result<R>, Duration) {
-    let tracer = || {
-        let _urgent = Urgent::new();
-        let begun = Instant::now();
-        let stopped = stop_process(pid, PATIENCE, work);
-        (stopped, begun.elapsed())
-    };
-    thread::scope(|scope| match scope.spawn(tracer).join() {
+fn stop<R: Send>(pid: Tid, work: impl FnOnce(&[Tid], Duration) -> R + Send) -> (io::Result<R>, Duration) {
+    thread::scope(|scope| match scope.spawn(|| stop_process(pid, PATIENCE, work)).join() {
         Ok(stopped) => stopped,
         Err(panic) => std::panic::resume_unwind(panic),
     })
+}
+
+/// Stops a thread that was let go on, and says whether it stands still, or has ended.
+fn stop_again(tid: Tid, until: Instant) -> io::Result<bool> {
+    unless_it_ended(ptrace::interrupt(tid))?;
+    loop {
+        match ptrace::wait_until(tid, until)? {
+            None => return Ok(false),
+            // It gets it at once: a handler may want to know all about it.
+            Some(Stop::Signal(signal)) => unless_it_ended(ptrace::resume(tid, signal))?,
+            Some(Stop::Exited(_) | Stop::Killed(_)) => return Ok(true),
+            Some(_) => break,
+        }
+    }
+    unless_it_ended(ptrace::hide_interruption(tid))?;
+    Ok(true)
+}
+
+/// A thread that was killed is in nobody's way.
+fn unless_it_ended(done: io::Result<()>) -> io::Result<()> {
+    done.or_else(|error| if error.raw_os_error() == Some(libc::ESRCH) { Ok(()) } else { Err(error) })
 }
 
 fn first(threads: &[Tid]) -> io::Result<Tid> {
@@ -220,9 +306,10 @@ pub(super) fn with_one_thread(
     work: impl FnOnce(&mut Remote) -> io::Result<()> + Send,
 ) -> io::Result<()> {
     const ATTEMPTS: u32 = 50;
+    let _urgent = Urgent::with_new_threads();
     let mut work = Some(work);
     for _ in 0..ATTEMPTS {
-        let (stopped, _) = stop(pid, |threads| {
+        let (stopped, _) = stop(pid, |threads, _| {
             let thread = first(threads)?;
             work.take().map_or(Ok(()), |work| work_in(thread, memory, gadgets, work))
         });

@@ -213,7 +213,7 @@ pub(crate) fn wait_for(tid: Tid) -> io::Result<Stop> {
 
 /// Waits for one thread's next stop, but not longer than until then.
 pub(crate) fn wait_until(tid: Tid, until: Instant) -> io::Result<Option<Stop>> {
-    const INTERVAL: Duration = Duration::from_micros(200);
+    const INTERVAL: Duration = Duration::from_micros(50);
     loop {
         if let Some((_, stop)) = wait(tid, libc::WNOHANG)? {
             return Ok(Some(stop));

@@ -147,14 +147,24 @@ pub(crate) struct Urgent {
 }
 
 impl Urgent {
+    /// For the calling thread alone.
     pub(crate) fn new() -> Self {
+        Self::with(libc::SCHED_RESET_ON_FORK)
+    }
+
+    /// Also for all that it starts meanwhile.
+    pub(crate) fn with_new_threads() -> Self {
+        Self::with(0)
+    }
+
+    fn with(flags: i32) -> Self {
         let mut parameters = libc::sched_param { sched_priority: 0 };
         // SAFETY: plain numbers.
         let policy = unsafe { libc::sched_getscheduler(0) };
         // SAFETY: the parameters outlive the call.
         let is_known = policy >= 0 && unsafe { libc::sched_getparam(0, &raw mut parameters) } == 0;
         let urgent = libc::sched_param { sched_priority: 1 };
-        let wanted = libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK;
+        let wanted = libc::SCHED_FIFO | flags;
         // SAFETY: the parameters outlive the call.
         let is_urgent = is_known && unsafe { libc::sched_setscheduler(0, wanted, &raw const urgent) } == 0;
         Self { before: is_urgent.then_some((policy, parameters)) }
