@@ -2,7 +2,7 @@
 //!
 //! Owns [`apply`], [`revert`] and [`list`]. A patch is fitted by [`trapline_patch::Linker`]; `objects` says what the process has loaded and where its symbols are,
 //! `prepare` lays out what is mapped for a patch, `unwinder` has exceptions go through new code, `exchange` is what is written while all stand still, `transition` stops the
-//! threads and asks where they are, `walk` follows their stacks, `callback` has a thread call a function of the patch, and `state` keeps what was done in the process itself, so that a later
+//! threads and asks where they are, `walk` follows their stacks, `borrowed` has a thread of it work while the others run, `callback` call a function of the patch, and `state` keeps what was done in the process itself, so that a later
 //! command knows everything.
 //!
 //! ```text
@@ -13,6 +13,7 @@
 //! Invariants: either all functions are replaced or none (I5); nobody is in a replaced or pinned function when that happens; no page is ever writable and executable
 //! (I8); whoever gives up leaves nothing behind (I6).
 
+mod borrowed;
 mod callback;
 mod code;
 mod error;
@@ -130,11 +131,6 @@ impl Process {
         all.into_iter().filter(|(status, _)| *status != Status::Preparing).collect()
     }
 
-    /// Has one of its threads make system calls, while all stand still.
-    fn have_it(&self, work: impl FnOnce(&mut Remote) -> io::Result<()> + Send) -> io::Result<()> {
-        transition::with_one_thread(self.pid, &self.memory, self.gadgets(&[])?, work)
-    }
-
     /// Code of it that makes system calls, and is not in this memory of ours.
     fn gadgets(&self, ours: &[AddrRange]) -> io::Result<Gadgets> {
         let found = Gadgets::find(&self.memory, &self.mappings, ours);
@@ -143,7 +139,7 @@ impl Process {
 
     /// Has it give back memory of ours.
     fn unmap(&self, ranges: &[AddrRange]) -> io::Result<()> {
-        self.have_it(|remote| unmap_all(remote, ranges))
+        borrowed::borrow(self, |remote| unmap_all(remote, ranges))
     }
 
     /// Gives back what a command that died has left.

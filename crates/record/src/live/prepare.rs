@@ -10,7 +10,7 @@ use trapline_engine::{Addr, AddrRange};
 use trapline_patch::{Linked, Linker, Patch, Protection};
 
 use super::{
-    JUMP_BYTES, LiveError, PAGE_BYTES, Process, code,
+    JUMP_BYTES, LiveError, PAGE_BYTES, Process, borrowed, code,
     objects::{self, Object, Objects},
     state::{self, Active, Called, Pinned, Replaced, Status},
     unwinder::{Detour, Unwinder},
@@ -179,7 +179,7 @@ pub(super) fn place(process: &Process, draft: &Active, pieces: &[Piece]) -> Resu
         }
         Ok(())
     };
-    process.have_it(map).map_err(process.system("mapping memory for the patch"))?;
+    borrowed::borrow(process, map).map_err(process.system("mapping memory for the patch"))?;
     all().try_for_each(|piece| process.memory.write(piece.at, &piece.bytes)).map_err(|error| {
         let _ = process.unmap(&draft.memory());
         LiveError::system(process.pid, "writing the patch", error)

@@ -298,30 +298,6 @@ fn first(threads: &[Tid]) -> io::Result<Tid> {
     threads.first().copied().ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))
 }
 
-/// Has a thread of a process work while all stand still.
-pub(super) fn with_one_thread(
-    pid: Tid,
-    memory: &Memory,
-    gadgets: Gadgets,
-    work: impl FnOnce(&mut Remote) -> io::Result<()> + Send,
-) -> io::Result<()> {
-    const ATTEMPTS: u32 = 50;
-    let _urgent = Urgent::with_new_threads();
-    let mut work = Some(work);
-    for _ in 0..ATTEMPTS {
-        let (stopped, _) = stop(pid, |threads, _| {
-            let thread = first(threads)?;
-            work.take().map_or(Ok(()), |work| work_in(thread, memory, gadgets, work))
-        });
-        match stopped {
-            Err(error) if error.kind() == io::ErrorKind::TimedOut => thread::sleep(FIRST_PAUSE),
-            Err(error) => return Err(error),
-            Ok(done) => return done,
-        }
-    }
-    Err(io::ErrorKind::TimedOut.into())
-}
-
 /// Has a stopped thread work.
 pub(super) fn work_in(
     thread: Tid,

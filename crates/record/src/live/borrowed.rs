@@ -1,0 +1,79 @@
+//! A thread of the process that works for us for a moment, while all others run on.
+//!
+//! Owns [`borrow`]. The thread is stopped wherever it is, preferably asleep in a system call. It goes on where it was, even if we are gone meanwhile.
+
+use std::{
+    fs, io, thread,
+    time::{Duration, Instant},
+};
+
+use super::Process;
+use crate::{
+    remote::Remote,
+    sys::{
+        Tid,
+        ptrace::{self, Stop},
+        spawn::{self, Urgent},
+    },
+};
+
+/// How long a thread has to stand still. One that waits for its child after vfork takes longer; then the next one is asked.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// Has a thread work. Its tracer is a thread of its own: whatever happens, all go on when that ends.
+pub(super) fn borrow<R: Send>(
+    process: &Process,
+    work: impl FnOnce(&mut Remote) -> io::Result<R> + Send,
+) -> io::Result<R> {
+    let _urgent = Urgent::with_new_threads();
+    thread::scope(|scope| match scope.spawn(|| have(process, work)).join() {
+        Ok(done) => done,
+        Err(panic) => std::panic::resume_unwind(panic),
+    })
+}
+
+fn have<R>(process: &Process, work: impl FnOnce(&mut Remote) -> io::Result<R>) -> io::Result<R> {
+    let gadgets = process.gadgets(&[])?;
+    let (tid, pending) = stop_one(process.pid)?;
+    ptrace::hide_interruption(tid)?;
+    ptrace::tell_system_calls(tid)?;
+    let mut remote = Remote::by_gadgets(tid, &process.memory, gadgets)?;
+    let done = work(&mut remote);
+    let signals = remote.finish()?;
+    ptrace::detach(tid, pending)?;
+    for signal in signals {
+        spawn::kill(tid, signal);
+    }
+    done
+}
+
+/// Stops a thread, and says which signal it was about to receive.
+fn stop_one(pid: Tid) -> io::Result<(Tid, i32)> {
+    let mut failure = io::Error::from_raw_os_error(libc::ESRCH);
+    for tid in threads(pid)? {
+        let stopped = ptrace::seize(tid)
+            .and_then(|()| ptrace::interrupt(tid))
+            .and_then(|()| ptrace::wait_until(tid, Instant::now() + PATIENCE));
+        match stopped {
+            Ok(Some(Stop::Signal(signal))) => return Ok((tid, signal)),
+            Ok(Some(Stop::Exited(_) | Stop::Killed(_))) => {}
+            Ok(Some(_)) => return Ok((tid, 0)),
+            Ok(None) => failure = io::ErrorKind::TimedOut.into(),
+            Err(error) => failure = error,
+        }
+    }
+    Err(failure)
+}
+
+/// All threads, those first that sleep in a system call.
+fn threads(pid: Tid) -> io::Result<Vec<Tid>> {
+    let mut all = Vec::new();
+    for entry in fs::read_dir(format!("/proc/{pid}/task"))? {
+        all.extend(entry?.file_name().to_str().and_then(|name| name.parse::<Tid>().ok()));
+    }
+    all.sort_by_cached_key(|tid| {
+        let state = fs::read_to_string(format!("/proc/{pid}/task/{tid}/stat")).unwrap_or_default();
+        !state.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('S'))
+    });
+    Ok(all)
+}
