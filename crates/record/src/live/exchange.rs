@@ -13,7 +13,6 @@ use super::{
     JUMP_BYTES, LiveError, Process,
     state::{self, Active, Called, Replaced, Status},
     transition::{self, Check},
-    unmap_all,
     unwinder::Detour,
 };
 use crate::{
@@ -90,7 +89,7 @@ impl<'a> Exchange<'a> {
         let Some(previous) = self.previous else { return Ok(()) };
         // From here on it is only memory, and swept by the next command if this fails.
         state::set_status(self.memory, previous, Status::Preparing)?;
-        transition::work_in(thread, self.memory, self.gadgets, |remote| unmap_all(remote, &previous.memory()))
+        transition::work_in(thread, self.memory, self.gadgets, |remote| state::give_back(remote, self.memory, previous))
     }
 
     fn write(&self) -> io::Result<()> {

@@ -55,7 +55,6 @@ use self::{
 use crate::{
     inject::Gadgets,
     refusal::{self, Refusal},
-    remote::Remote,
     sys::{
         Tid,
         maps::{self, Mapping},
@@ -137,23 +136,19 @@ impl Process {
         found.ok_or_else(|| io::Error::other("it has no code that makes system calls"))
     }
 
-    /// Has it give back memory of ours.
-    fn unmap(&self, ranges: &[AddrRange]) -> io::Result<()> {
-        borrowed::borrow(self, |remote| unmap_all(remote, ranges))
+    /// Has it unmap a patch that nothing leads to.
+    fn unmap(&self, patch: &Active) -> io::Result<()> {
+        borrowed::borrow(self, |remote| state::give_back(remote, &self.memory, patch))
     }
 
     /// Gives back what a command that died has left.
     fn sweep(&self) -> Result<(), LiveError> {
         let all = state::find(&self.memory, &self.mappings);
         for (_, left) in all.into_iter().filter(|(status, _)| *status == Status::Preparing) {
-            self.unmap(&left.memory()).map_err(self.system("unmapping what an earlier command left"))?;
+            self.unmap(&left).map_err(self.system("unmapping what an earlier command left"))?;
         }
         Ok(())
     }
-}
-
-fn unmap_all(remote: &mut Remote, ranges: &[AddrRange]) -> io::Result<()> {
-    ranges.iter().try_for_each(|range| remote.unmap(range.start, range.len_bytes()))
 }
 
 /// Keeps other commands from the process. The kernel lets go of it when we end, however that is.
@@ -216,7 +211,7 @@ pub fn apply(pid: Tid, patch: &Patch, how: How) -> Result<Done, LiveError> {
         }
         Err(error) => {
             // What is left if this fails is swept by the next command.
-            let _ = process.unmap(&draft.memory());
+            let _ = process.unmap(&draft);
             Err(error)
         }
     }
@@ -250,13 +245,13 @@ pub fn revert(pid: Tid, name: Option<&str>, deadline: Duration) -> Result<Done, 
         if has_last_word {
             return Ok(());
         }
-        transition::work_in(thread, &process.memory, gadgets, |remote| unmap_all(remote, &patch.memory()))
+        transition::work_in(thread, &process.memory, gadgets, |remote| state::give_back(remote, &process.memory, patch))
     });
     match reverted {
         Ok(report) => {
             if has_last_word {
                 let called = callback::call(&process, patch, When::PostRevert, deadline);
-                process.unmap(&patch.memory()).map_err(process.system("unmapping the patch"))?;
+                process.unmap(patch).map_err(process.system("unmapping the patch"))?;
                 called?;
             }
             Ok(Done::new(patch.clone(), None, report))

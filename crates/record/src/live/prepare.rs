@@ -4,7 +4,7 @@
 //! known of the patch ([`state`]), code that calls its callbacks, its own code, constants and data. Near each unwinder there is a piece of its own
 //! ([`unwinder`]).
 
-use std::time::SystemTime;
+use std::{io, time::SystemTime};
 
 use trapline_engine::{Addr, AddrRange};
 use trapline_patch::{Linked, Linker, Patch, Protection};
@@ -38,8 +38,14 @@ impl Piece {
         Self { at, bytes, protection: libc::PROT_READ }
     }
 
-    fn range(&self) -> AddrRange {
-        AddrRange::new(self.at, (self.bytes.len() as u64).next_multiple_of(PAGE_BYTES))
+    fn len_bytes(&self) -> u64 {
+        (self.bytes.len() as u64).next_multiple_of(PAGE_BYTES)
+    }
+
+    /// Has a thread map it, where nothing else is.
+    fn map(&self, remote: &mut Remote) -> io::Result<()> {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+        remote.map(self.at, self.len_bytes(), self.protection, flags, -1).map(drop)
     }
 }
 
@@ -64,6 +70,7 @@ pub(super) fn prepare(
     let mut draft = draft(patch, target, unwinders, is_tainted);
     let linker = Linker::new(patch);
     let header_bytes = draft.page_bytes();
+    draft.header_bytes = header_bytes;
     let call_bytes = if draft.callbacks.is_empty() { 0 } else { PAGE_BYTES };
     let mut room = Room(process.mappings.clone());
     let region = room.take(target.range, header_bytes + call_bytes + linker.len_bytes())?;
@@ -89,6 +96,7 @@ pub(super) fn prepare(
         let area = room.take(unwinder.near, Unwinder::area_bytes(&fitted))?;
         pieces.extend(unwinder.lead(&process.memory, detour, area, &fitted, &others)?);
     }
+    draft.pieces = pieces.iter().map(|piece| (piece.at.value(), piece.len_bytes())).collect();
     Ok(Prepared { draft, pieces })
 }
 
@@ -133,6 +141,9 @@ fn draft(patch: &Patch, target: &Object, unwinders: &[Unwinder], is_tainted: boo
         bias: target.bias,
         at: u64::MAX,
         len_bytes: u64::MAX,
+        header_bytes: u64::MAX,
+        // Code of three protections, what calls callbacks, and two for each unwinder.
+        pieces: vec![(u64::MAX, u64::MAX); 4 + 2 * unwinders.len()],
         code: (u64::MAX, u64::MAX),
         unwind: Some((u64::MAX, u64::MAX)),
         functions: functions.collect(),
@@ -164,24 +175,24 @@ fn complete(draft: &mut Active, region: AddrRange, fitted: &Linked) {
 pub(super) fn place(process: &Process, draft: &Active, pieces: &[Piece]) -> Result<(), LiveError> {
     let header = state::header(draft, Status::Preparing).map_err(process.system("writing the patch"))?;
     let first = Piece::read_only(Addr::new(draft.at), header);
-    let all = || std::iter::once(&first).chain(pieces);
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+    let memory = &process.memory;
     let map = |remote: &mut Remote| {
-        let mut mapped = Vec::new();
-        for piece in all() {
-            let range = piece.range();
-            if let Err(error) = remote.map(range.start, range.len_bytes(), piece.protection, flags, -1) {
-                // What is in the way of the others is not ours.
-                super::unmap_all(remote, &mapped)?;
-                return Err(error);
-            }
-            mapped.push(range);
+        first.map(remote)?;
+        memory.write(first.at, &first.bytes)?;
+        for (index, piece) in pieces.iter().enumerate() {
+            piece.map(remote)?;
+            state::set_mapped(memory, draft, index + 1)?;
+            memory.write(piece.at, &piece.bytes)?;
         }
         Ok(())
     };
-    borrowed::borrow(process, map).map_err(process.system("mapping memory for the patch"))?;
-    all().try_for_each(|piece| process.memory.write(piece.at, &piece.bytes)).map_err(|error| {
-        let _ = process.unmap(&draft.memory());
-        LiveError::system(process.pid, "writing the patch", error)
-    })
+    let map_all = |remote: &mut Remote| {
+        let mapped = map(remote);
+        if mapped.is_err() {
+            // What is in the way of the others is not ours.
+            let _ = state::give_back(remote, memory, draft);
+        }
+        mapped
+    };
+    borrowed::borrow(process, map_all).map_err(process.system("mapping memory for the patch"))
 }

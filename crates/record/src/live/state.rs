@@ -2,7 +2,8 @@
 //!
 //! Owns [`Active`], and its form in memory: pages of their own in front of the new code, read-only there, found by a magic number. Children that are forked have a copy,
 //! as they have one of the code; an exec forgets both. Layout, little-endian: magic (8 bytes), version (u32), length of the payload (u32), CRC-32 of the payload (u32),
-//! [`Status`] (u32), and the payload, which is JSON.
+//! [`Status`] (u32), how many of the patch's other pieces are mapped (u32), and the payload, which is JSON. Invariant: what is counted as mapped is ours. A command that
+//! is killed between a call of mmap and the count leaves a piece behind for good, and never has memory unmapped that is the process's.
 
 use std::io;
 
@@ -10,12 +11,16 @@ use serde::{Deserialize, Serialize};
 use trapline_engine::Addr;
 
 use super::unwinder::Detour;
-use crate::sys::{maps::Mapping, memory::Memory};
+use crate::{
+    remote::Remote,
+    sys::{maps::Mapping, memory::Memory},
+};
 
 const MAGIC: [u8; 8] = [0x8f, b't', b'p', b'l', b'i', b'v', b'e', b'\n'];
 const VERSION: u32 = 1;
-const HEADER_BYTES: usize = 24;
+const HEADER_BYTES: usize = 28;
 const STATUS_AT: usize = 20;
+const MAPPED_AT: usize = 24;
 const PAGE_BYTES: usize = 4096;
 
 /// No patch has more to say.
@@ -60,10 +65,14 @@ pub struct Active {
     pub build_id: String,
     /// What is added to the file's addresses.
     pub bias: u64,
-    /// Where its memory begins.
+    /// Where its memory near the target begins: with these pages.
     pub at: u64,
     /// How much it is.
     pub len_bytes: u64,
+    /// How many bytes of it this takes.
+    pub header_bytes: u64,
+    /// Everything else that is mapped for it: begin and length.
+    pub pieces: Vec<(u64, u64)>,
     /// Where its code begins and ends.
     pub code: (u64, u64),
     /// Where its unwind tables are.
@@ -139,7 +148,7 @@ impl Active {
 pub(super) fn header(patch: &Active, status: Status) -> io::Result<Vec<u8>> {
     let payload = patch.encode()?;
     let len_bytes = u32::try_from(payload.len()).map_err(io::Error::other)?;
-    let numbers = [VERSION, len_bytes, crc32fast::hash(&payload), status as u32];
+    let numbers = [VERSION, len_bytes, crc32fast::hash(&payload), status as u32, 0];
     let numbers: Vec<u8> = numbers.into_iter().flat_map(u32::to_le_bytes).collect();
     Ok([&MAGIC[..], &numbers, &payload].concat())
 }
@@ -147,6 +156,24 @@ pub(super) fn header(patch: &Active, status: Status) -> io::Result<Vec<u8>> {
 /// Says how far it is.
 pub(super) fn set_status(memory: &Memory, patch: &Active, status: Status) -> io::Result<()> {
     memory.write(Addr::new(patch.at).after(STATUS_AT), &(status as u32).to_le_bytes())
+}
+
+/// Says how many pieces are mapped.
+pub(super) fn set_mapped(memory: &Memory, patch: &Active, count: usize) -> io::Result<()> {
+    let count = u32::try_from(count).map_err(io::Error::other)?;
+    memory.write(Addr::new(patch.at).after(MAPPED_AT), &count.to_le_bytes())
+}
+
+/// Has a thread unmap what is mapped of a patch that nothing leads to, these pages last.
+pub(super) fn give_back(remote: &mut Remote, memory: &Memory, patch: &Active) -> io::Result<()> {
+    let mut count = [0; 4];
+    memory.read(Addr::new(patch.at).after(MAPPED_AT), &mut count)?;
+    let mapped = patch.pieces.len().min(u32::from_le_bytes(count) as usize);
+    for (index, (at, len_bytes)) in patch.pieces[..mapped].iter().enumerate().rev() {
+        set_mapped(memory, patch, index)?;
+        remote.unmap(Addr::new(*at), *len_bytes)?;
+    }
+    remote.unmap(Addr::new(patch.at), patch.header_bytes)
 }
 
 /// All patches that a process knows of.
