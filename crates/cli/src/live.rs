@@ -62,6 +62,7 @@ pub(crate) struct RevertArguments {
 
 /// Tells which patches a process has; `status` also where their functions are.
 #[derive(Debug, Args)]
+#[command(after_help = "Example:\n  trapline patch list -p 1234\n  trapline patch status -p 1234 --json")]
 pub(crate) struct ListArguments {
     /// The process.
     #[arg(short, long, value_name = "PID")]

@@ -23,8 +23,16 @@ const VERBS: &[&[&str]] = &[
     &["info"],
     &["man"],
     &["patch"],
+    #[cfg(target_arch = "x86_64")]
+    &["patch", "apply"],
     &["patch", "build"],
+    #[cfg(target_arch = "x86_64")]
+    &["patch", "list"],
+    #[cfg(target_arch = "x86_64")]
+    &["patch", "revert"],
     &["patch", "show"],
+    #[cfg(target_arch = "x86_64")]
+    &["patch", "status"],
     #[cfg(target_arch = "x86_64")]
     &["record"],
     &["replay"],
