@@ -40,6 +40,10 @@ fn back_and_forth(pins: &[&str], threads: usize, rounds: usize) -> Rounds {
     let mut stops = Vec::new();
     let mut mixed = 0;
     for _ in 0..rounds {
+        if pins.is_empty() && mixed > 0 {
+            // That was to be shown.
+            break;
+        }
         for (words, version) in [(vec!["apply", patch.to_str().expect("a path")], 2), (vec!["revert", "pair"], 1)] {
             let outcome = target.trapline(&[&words[..], &["--deadline", "60", "--json"]].concat());
             assert!(outcome.is_good(), "{}", outcome.error);
@@ -67,7 +71,7 @@ fn functions_of_one_patch_never_mix_if_their_caller_is_pinned() {
 /// other test.
 #[test]
 fn functions_of_one_patch_mix_if_their_caller_is_not_pinned() {
-    assert!(back_and_forth(&[], 4, rounds().max(20)).mixed > 0);
+    assert!(back_and_forth(&[], 4, rounds().max(50)).mixed > 0);
 }
 
 #[test]

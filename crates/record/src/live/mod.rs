@@ -108,12 +108,13 @@ struct Process {
 
 impl Process {
     fn open(pid: Tid) -> Result<Self, LiveError> {
+        // First, as another command's thread is a tracer for moments.
+        let lock = lock(pid)?;
         let harmless =
             |refusal: &Refusal| matches!(refusal, Refusal::Static | Refusal::Go | Refusal::SegmentInUse { .. });
         if let Some(reason) = refusal::diagnose(pid).into_iter().find(|refusal| !harmless(refusal)) {
             return Err(LiveError::NotPatchable { pid, reason });
         }
-        let lock = lock(pid)?;
         let memory = Memory::open(pid).map_err(|error| LiveError::system(pid, "opening its memory", error))?;
         let mappings = maps::read(pid).map_err(|error| LiveError::system(pid, "reading its mappings", error))?;
         Ok(Self { pid, memory, mappings, _lock: lock })
