@@ -17,6 +17,7 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
         returns: true,
         limit_depth: false,
         shims: &[],
+        diverted: &[],
     });
     assert_eq!(armed.sites.len() + armed.refused.len(), selected.len());
     for pair in armed.writes.windows(2) {

@@ -38,6 +38,7 @@ fn main() {
             returns: true,
             limit_depth: false,
             shims: &[],
+            diverted: &[],
         });
         let arming = started.elapsed();
         let mut counts: BTreeMap<String, usize> = BTreeMap::new();

@@ -6,8 +6,8 @@
 use rayon::prelude::*;
 use trapline_abi::agent::{CALLED_CODE, DETOUR_HELPERS, Detour, ENTRY_CODE, SITE_ID_BYTES, StubPlace};
 use trapline_engine::{
-    Addr, Mode,
-    insn::{InsnBytes, OutOfReach, RelocateOptions, RelocateReason, encode, relocate},
+    Addr, AddrRange, Mode,
+    insn::{InsnBytes, OutOfReach, RelocateOptions, RelocateReason, Relocated, encode, relocate},
 };
 
 use crate::{
@@ -49,6 +49,19 @@ pub struct ArmRequest<'a> {
     pub limit_depth: bool,
     /// Functions that are led through the agent, selected or not. Of 64-bit code only.
     pub shims: &'a [Shim],
+    /// Functions whose beginning is not the file's.
+    pub diverted: &'a [Diverted],
+}
+
+/// A function that a jump stands before in the process: that of a live patch.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Diverted {
+    /// Where the jump is, in the process.
+    pub at: Addr,
+    /// The jump.
+    pub jump: InsnBytes,
+    /// Where it leads.
+    pub to: Addr,
 }
 
 /// A function that is led through code of the agent's: see [`Detour`].
@@ -298,10 +311,23 @@ fn part(image: &Image, request: &ArmRequest<'_>, wanted: Wanted<'_>, room: Room)
     let window = code.get(..usize::from(plan.window_bytes)).ok_or(Reason::NoCode)?;
     let thunk = |target: Addr| pc_thunk_at(mode, image.code(Addr::new(target.value().wrapping_sub(request.bias))));
     let options = RelocateOptions { pc_thunk: Some(&thunk) };
-    let moved = relocate(mode, window_at, window, window.len(), off, &options).map_err(|error| match error.reason {
-        RelocateReason::OperandOutOfReach => Reason::OutOfReach,
-        _ => Reason::NotRelocatable(error),
-    })?;
+    let here =
+        AddrRange::new(in_process(function.address), plan.window_at - function.address + u64::from(plan.window_bytes));
+    let diverted = request.diverted.iter().find(|diverted| here.contains(diverted.at));
+    let moved = match diverted {
+        // The function as it is now is that jump.
+        Some(diverted) if diverted.at == window_at && !matches!(plan.rung, Rung::ShortJump { .. }) => Relocated {
+            bytes: encode::jmp(off, diverted.to, mode).map_err(|_| Reason::OutOfReach)?.to_vec(),
+            consumed_bytes: diverted.jump.len(),
+            boundaries: vec![(0, 0)],
+            emulates_call: false,
+        },
+        Some(_) => return Err(Reason::Patched),
+        None => relocate(mode, window_at, window, window.len(), off, &options).map_err(|error| match error.reason {
+            RelocateReason::OperandOutOfReach => Reason::OutOfReach,
+            _ => Reason::NotRelocatable(error),
+        })?,
+    };
     if moved.bytes.len() > usize::from(plan.stub_bytes) {
         return Err(Reason::OutOfReach);
     }
@@ -348,12 +374,17 @@ fn part(image: &Image, request: &ArmRequest<'_>, wanted: Wanted<'_>, room: Room)
     let first = room.detour.map_or(on, |detour| request.stubs_at.after(detour));
     let jump = encode::jmp(in_process(jump_at), first, mode).map_err(out_of_reach)?;
     let mut writes = vec![replace(jump_at, &jump)?];
+    if let Some(diverted) = diverted {
+        writes[0].expected = diverted.jump;
+    }
     if jump_at != plan.window_at {
         let distance = jump_at.wrapping_sub(plan.window_at + 2).cast_signed();
         let distance = i8::try_from(distance).map_err(|_| Reason::OutOfReach)?;
         writes.push(replace(plan.window_at, &[0xeb, distance.cast_unsigned()])?);
     }
-    for branch in &plan.redirected {
+    // Nobody executes the old body of a function that is diverted.
+    let redirected = if diverted.is_none() { &plan.redirected[..] } else { &[] };
+    for branch in redirected {
         let follow = |target: u64| {
             let offset = u32::try_from(target.checked_sub(plan.window_at)?).ok()?;
             let (_, stub_offset) = moved.boundaries.iter().find(|(old, _)| *old == offset)?;

@@ -12,6 +12,7 @@
 //! | `text-relocation` | the dynamic linker changes the bytes |
 //! | `unusual-frame` | it is not entered by a call: its return address is elsewhere |
 //! | `out-of-reach` | the stubs are too far away |
+//! | `patched` | a live patch has put its jump where ours would be only in part |
 //! | `reads-return-address` | entry only: it looks at its own return address |
 //! | `no-return-address` | entry only: nobody calls it, it has nowhere to return to |
 //! | `returns-twice` | entry only: it returns more often than it is called |
@@ -47,6 +48,8 @@ pub enum Reason {
     UnusualFrame,
     /// The stubs are too far away.
     OutOfReach,
+    /// A live patch's jump is in the way.
+    Patched,
     /// Entry only: it looks at its own return address.
     ReadsReturnAddress,
     /// Entry only: it has nowhere to return to.
@@ -69,6 +72,7 @@ impl Reason {
             Self::TextRelocation => "text-relocation",
             Self::UnusualFrame => "unusual-frame",
             Self::OutOfReach => "out-of-reach",
+            Self::Patched => "patched",
             Self::ReadsReturnAddress => "reads-return-address",
             Self::NoReturnAddress => "no-return-address",
             Self::ReturnsTwice => "returns-twice",

@@ -68,6 +68,7 @@ impl Shapes {
             returns: true,
             limit_depth: false,
             shims,
+            diverted: &[],
         })
     }
 

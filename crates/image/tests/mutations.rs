@@ -52,6 +52,7 @@ fn exercise(bytes: Vec<u8>) -> usize {
         returns: true,
         limit_depth: true,
         shims: &[],
+        diverted: &[],
     });
     assert_eq!(armed.sites.len() + armed.refused.len(), selected.len());
     for pair in armed.writes.windows(2) {

@@ -53,6 +53,7 @@ fn arm_all(image: &Image, entries: Addr) -> (Vec<usize>, Armed, u64) {
         returns: true,
         limit_depth: false,
         shims: &[],
+        diverted: &[],
     });
     (selected, armed, bias)
 }

@@ -437,6 +437,7 @@ impl Armory {
             returns: options.returns,
             limit_depth: options.max_depth.is_some(),
             shims: &shims,
+            diverted: pending.diverted(),
         });
         pending.edit(&armed.writes)?;
         let shared = Arc::new(SharedMemory::new(c"trapline-stubs", len_bytes)?);

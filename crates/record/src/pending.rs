@@ -7,12 +7,13 @@ use std::{mem::offset_of, os::fd::AsRawFd, sync::Arc};
 
 use trapline_abi::agent::{Config, StubArea};
 use trapline_engine::{Addr, AddrRange};
-use trapline_image::Write;
+use trapline_image::{Diverted, Write};
 use trapline_trace::{Load, Unload};
 
 use crate::{
     drain::Drain,
     exec::Untraceable,
+    live,
     remote::Remote,
     space::{SharedMapping, Space},
     sys::{
@@ -29,6 +30,8 @@ pub(crate) struct Pending {
     memory: Arc<Memory>,
     /// What is mapped, and what will be.
     mappings: Vec<Mapping>,
+    /// What live patches have put into the code.
+    diverted: Vec<Diverted>,
     to_map: Vec<(SharedMapping, Arc<SharedMemory>)>,
     /// The area of stubs that came last.
     last_area: u64,
@@ -47,6 +50,7 @@ impl Pending {
     /// Nothing yet, for a process that has this mapped. `last_area` is what its [`Config::areas`] is.
     pub(crate) fn new(memory: Arc<Memory>, mappings: Vec<Mapping>, last_area: u64) -> Self {
         Self {
+            diverted: live::diverted(&memory, &mappings),
             memory,
             mappings,
             to_map: Vec::new(),
@@ -63,6 +67,11 @@ impl Pending {
     /// The process's memory.
     pub(crate) fn memory(&self) -> &Memory {
         &self.memory
+    }
+
+    /// Functions that live patches have diverted, and stay so.
+    pub(crate) fn diverted(&self) -> &[Diverted] {
+        &self.diverted
     }
 
     /// A place for memory that every address in `near` reaches, where nothing is and nothing will be.

@@ -6,6 +6,7 @@ mod callbacks;
 mod refused;
 mod several;
 mod target;
+mod traced;
 mod unwinding;
 
 use std::{env, time::Duration};

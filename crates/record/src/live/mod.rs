@@ -37,7 +37,8 @@ use std::{
     time::Duration,
 };
 
-use trapline_engine::{AddrRange, Mode};
+use trapline_engine::{Addr, AddrRange, Mode, insn::InsnBytes};
+use trapline_image::Diverted;
 use trapline_patch::{Patch, Role, When};
 
 pub use self::{
@@ -263,6 +264,21 @@ pub fn revert(pid: Tid, name: Option<&str>, deadline: Duration) -> Result<Done, 
             Err(error)
         }
     }
+}
+
+/// What patches have put into the code of a process: who traces it puts its own jumps before these, and leaves them behind.
+pub(crate) fn diverted(memory: &Memory, mappings: &[Mapping]) -> Vec<Diverted> {
+    let patches = state::find(memory, mappings).into_iter().map(|(_, patch)| patch);
+    let jumps = patches.flat_map(|patch| {
+        let functions = patch.functions.into_iter().map(|function| (function.old, function.jump, function.new));
+        functions.chain(patch.detours.into_iter().map(|detour| (detour.at, detour.jump, detour.area.0)))
+    });
+    // Of several before one unwinder, it is the last one.
+    let is_there = |at: u64, jump: &[u8]| memory.read_vec(Addr::new(at), jump.len()).is_ok_and(|there| there == jump);
+    jumps
+        .filter(|(at, jump, _)| jump.len() == JUMP_BYTES && is_there(*at, jump))
+        .map(|(at, jump, to)| Diverted { at: Addr::new(at), jump: InsnBytes::new(&jump), to: Addr::new(to) })
+        .collect()
 }
 
 /// What is active in a process.
