@@ -32,7 +32,9 @@ impl Directory {
 
     /// Has a command run here, without what people have decided.
     pub(crate) fn confine<'a>(&self, command: &'a mut Command) -> &'a mut Command {
-        for name in ["PAGER", "LESS", "NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "TRAPLINE_OUTPUT", "TRAPLINE_ON_FULL"] {
+        for name in
+            ["CI", "PAGER", "LESS", "NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "TRAPLINE_OUTPUT", "TRAPLINE_ON_FULL"]
+        {
             command.env_remove(name);
         }
         command.current_dir(&self.0).env("XDG_CONFIG_HOME", &self.0).env("TERM", "xterm")
