@@ -12,8 +12,9 @@ use crate::{
     remote::Remote,
     sys::{
         Tid,
-        ptrace::{self, Stop},
+        ptrace::{self, Stopped},
         spawn::{self, Urgent},
+        threads_of,
     },
 };
 
@@ -34,31 +35,26 @@ pub(super) fn borrow<R: Send>(
 
 fn have<R>(process: &Process, work: impl FnOnce(&mut Remote) -> io::Result<R>) -> io::Result<R> {
     let gadgets = process.gadgets(&[])?;
-    let (tid, pending) = stop_one(process.pid)?;
-    ptrace::hide_interruption(tid)?;
+    let tid = stop_one(process.pid)?;
     ptrace::tell_system_calls(tid)?;
     let mut remote = Remote::by_gadgets(tid, &process.memory, gadgets)?;
     let done = work(&mut remote);
     let signals = remote.finish()?;
-    ptrace::detach(tid, pending)?;
+    ptrace::detach(tid, 0)?;
     for signal in signals {
         spawn::kill(tid, signal);
     }
     done
 }
 
-/// Stops a thread, and says which signal it was about to receive.
-fn stop_one(pid: Tid) -> io::Result<(Tid, i32)> {
+/// Stops a thread.
+fn stop_one(pid: Tid) -> io::Result<Tid> {
     let mut failure = io::Error::from_raw_os_error(libc::ESRCH);
-    for tid in threads(pid)? {
-        let stopped = ptrace::seize(tid)
-            .and_then(|()| ptrace::interrupt(tid))
-            .and_then(|()| ptrace::wait_until(tid, Instant::now() + PATIENCE));
-        match stopped {
-            Ok(Some(Stop::Signal(signal))) => return Ok((tid, signal)),
-            Ok(Some(Stop::Exited(_) | Stop::Killed(_))) => {}
-            Ok(Some(_)) => return Ok((tid, 0)),
-            Ok(None) => failure = io::ErrorKind::TimedOut.into(),
+    for tid in threads(pid) {
+        match ptrace::seize(tid).and_then(|()| ptrace::stop(tid, Instant::now() + PATIENCE)) {
+            Ok(Stopped::Yes) => return Ok(tid),
+            Ok(Stopped::Ended) => {}
+            Ok(Stopped::NotYet) => failure = io::ErrorKind::TimedOut.into(),
             Err(error) => failure = error,
         }
     }
@@ -66,14 +62,11 @@ fn stop_one(pid: Tid) -> io::Result<(Tid, i32)> {
 }
 
 /// All threads, those first that sleep in a system call.
-fn threads(pid: Tid) -> io::Result<Vec<Tid>> {
-    let mut all = Vec::new();
-    for entry in fs::read_dir(format!("/proc/{pid}/task"))? {
-        all.extend(entry?.file_name().to_str().and_then(|name| name.parse::<Tid>().ok()));
-    }
+fn threads(pid: Tid) -> Vec<Tid> {
+    let mut all = threads_of(pid);
     all.sort_by_cached_key(|tid| {
         let state = fs::read_to_string(format!("/proc/{pid}/task/{tid}/stat")).unwrap_or_default();
         !state.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('S'))
     });
-    Ok(all)
+    all
 }

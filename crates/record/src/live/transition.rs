@@ -21,8 +21,9 @@ use crate::{
     sys::{
         Tid,
         memory::Memory,
-        ptrace::{self, Stop},
+        ptrace::{self, Standing, Stopped},
         spawn::{self, Urgent},
+        threads_of,
     },
 };
 
@@ -161,17 +162,23 @@ impl<'a> Transition<'a> {
         if inside.is_empty() {
             return Ok(None);
         }
-        let count = || Ok::<_, io::Error>(fs::read_dir(format!("/proc/{}/task", self.pid))?.count());
-        let before = count()?;
+        let before = threads_of(self.pid);
         let mut step = FIRST_STEP;
         while !inside.is_empty() && Instant::now() + step < until {
-            for thread in &inside {
-                unless_it_ended(ptrace::resume(thread.tid, 0))?;
+            for index in 0..inside.len() {
+                let tid = inside[index].tid;
+                let signal = match ptrace::standing(tid) {
+                    Ok(Standing::Signal(signal)) => signal,
+                    // Somebody wants it to stand where it is.
+                    Ok(Standing::WithItsGroup) => return Ok(Some(inside.swap_remove(index))),
+                    Ok(Standing::Interrupted) | Err(_) => 0,
+                };
+                ptrace::unless_it_ended(ptrace::resume(tid, signal))?;
             }
             thread::sleep(step);
             step *= 2;
             for thread in &inside {
-                if !stop_again(thread.tid, until)? {
+                if ptrace::stop(thread.tid, until)? == Stopped::NotYet {
                     return Ok(inside.pop());
                 }
             }
@@ -183,7 +190,7 @@ impl<'a> Transition<'a> {
             }
             inside = still;
         }
-        if inside.is_empty() && count()? > before {
+        if inside.is_empty() && threads_of(self.pid).iter().any(|tid| !before.contains(tid)) {
             // They have started threads, which do not stand still.
             return Err(io::ErrorKind::TimedOut.into());
         }
@@ -273,29 +280,10 @@ fn stop<R: Send>(pid: Tid, work: impl FnOnce(&[Tid], Duration) -> R + Send) -> (
     })
 }
 
-/// Stops a thread that was let go on, and says whether it stands still, or has ended.
-fn stop_again(tid: Tid, until: Instant) -> io::Result<bool> {
-    unless_it_ended(ptrace::interrupt(tid))?;
-    loop {
-        match ptrace::wait_until(tid, until)? {
-            None => return Ok(false),
-            // It gets it at once: a handler may want to know all about it.
-            Some(Stop::Signal(signal)) => unless_it_ended(ptrace::resume(tid, signal))?,
-            Some(Stop::Exited(_) | Stop::Killed(_)) => return Ok(true),
-            Some(_) => break,
-        }
-    }
-    unless_it_ended(ptrace::hide_interruption(tid))?;
-    Ok(true)
-}
-
-/// A thread that was killed is in nobody's way.
-fn unless_it_ended(done: io::Result<()>) -> io::Result<()> {
-    done.or_else(|error| if error.raw_os_error() == Some(libc::ESRCH) { Ok(()) } else { Err(error) })
-}
-
+/// A thread that can work: not one that is about to receive a signal, if there is another.
 fn first(threads: &[Tid]) -> io::Result<Tid> {
-    threads.first().copied().ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))
+    let is_free = |tid: &&Tid| matches!(ptrace::standing(**tid), Ok(Standing::Interrupted));
+    threads.iter().find(is_free).or(threads.first()).copied().ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))
 }
 
 /// Has a stopped thread work.

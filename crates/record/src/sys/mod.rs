@@ -1,7 +1,8 @@
 //! Every call of the operating system that the recorder makes, each behind a safe function.
 //!
 //! Owns ptrace and wait ([`ptrace`]), a target's memory ([`memory`]), its mappings ([`maps`]), shared memory of our own ([`shared`]), descriptors of
-//! others ([`descriptors`]), and the start of a child ([`spawn`]). Nobody else in this crate is unsafe. Invariant: an error is the kernel's own, and
+//! others ([`descriptors`]), and the start of a child ([`spawn`]). Nobody else in this crate is unsafe but
+//! who looks at the bytes of code of ours (`live::code`). Invariant: an error is the kernel's own, and
 //! whoever calls adds what was being done.
 
 pub(crate) mod descriptors;
@@ -11,10 +12,16 @@ pub(crate) mod ptrace;
 pub(crate) mod shared;
 pub(crate) mod spawn;
 
-use std::io;
+use std::{fs, io};
 
 /// A thread's id, as the recorder's own pid namespace numbers it.
 pub(crate) type Tid = i32;
+
+/// The threads of a process; none if it is gone.
+pub(crate) fn threads_of(pid: Tid) -> Vec<Tid> {
+    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
+    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
+}
 
 /// The kernel's -1 as an error.
 fn check(result: libc::c_long) -> io::Result<libc::c_long> {

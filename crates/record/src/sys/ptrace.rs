@@ -211,6 +211,61 @@ pub(crate) fn wait_for(tid: Tid) -> io::Result<Stop> {
     }
 }
 
+/// Why a thread stands still.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Standing {
+    /// It is about to receive a signal, which is lost if it goes on without.
+    Signal(i32),
+    /// Its group's stop signal has stopped it.
+    WithItsGroup,
+    /// It was interrupted.
+    Interrupted,
+}
+
+/// Why a stopped thread stands still (ptrace(2), "Group-stop").
+pub(crate) fn standing(tid: Tid) -> io::Result<Standing> {
+    // SAFETY: plain numbers, for which zero is a value.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    request(libc::PTRACE_GETSIGINFO, tid, 0, &raw mut info as usize)?;
+    Ok(match (info.si_code >> 8 == EVENT_STOP, info.si_signo) {
+        (true, libc::SIGTRAP) => Standing::Interrupted,
+        (true, _) => Standing::WithItsGroup,
+        (false, signal) => Standing::Signal(signal),
+    })
+}
+
+/// What became of a thread that was to stop.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Stopped {
+    /// It stands still.
+    Yes,
+    /// It has ended.
+    Ended,
+    /// It did not in time, and still may.
+    NotYet,
+}
+
+/// Stops a running thread. Signals that come before are delivered at once, so that none waits for us. System calls do not fail on our account.
+pub(crate) fn stop(tid: Tid, until: Instant) -> io::Result<Stopped> {
+    unless_it_ended(interrupt(tid))?;
+    loop {
+        match wait_until(tid, until)? {
+            None => return Ok(Stopped::NotYet),
+            // A handler may want to know all about it, and only the kernel does.
+            Some(Stop::Signal(signal)) => unless_it_ended(resume(tid, signal))?,
+            Some(Stop::Exited(_) | Stop::Killed(_)) => return Ok(Stopped::Ended),
+            Some(_) => break,
+        }
+    }
+    unless_it_ended(hide_interruption(tid))?;
+    Ok(Stopped::Yes)
+}
+
+/// A thread that was killed needs nothing: its end is what comes next.
+pub(crate) fn unless_it_ended(done: io::Result<()>) -> io::Result<()> {
+    done.or_else(|error| if error.raw_os_error() == Some(libc::ESRCH) { Ok(()) } else { Err(error) })
+}
+
 /// Waits for one thread's next stop, but not longer than until then.
 pub(crate) fn wait_until(tid: Tid, until: Instant) -> io::Result<Option<Stop>> {
     const INTERVAL: Duration = Duration::from_micros(50);

@@ -39,7 +39,7 @@ use crate::{
     refusal::{self, Refusal},
     remote::Remote,
     space::{Space, ThreadPointer},
-    sys::{Tid, maps, memory::Memory, ptrace, spawn},
+    sys::{Tid, maps, memory::Memory, ptrace, spawn, threads_of},
     text,
 };
 
@@ -595,10 +595,4 @@ fn is_current(still: &Still, plan: &Plan) -> bool {
 fn code_of(mappings: &[maps::Mapping]) -> Vec<(AddrRange, u64)> {
     let code = mappings.iter().filter(|mapping| mapping.is_executable && mapping.inode != 0);
     code.map(|mapping| (mapping.range, mapping.inode)).collect()
-}
-
-/// The threads of a process.
-fn threads_of(pid: Tid) -> Vec<Tid> {
-    let Ok(entries) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
-    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
 }
