@@ -14,7 +14,7 @@ use clap::{Args, builder::PossibleValue};
 use trapline_export::{Format, Target, export};
 
 use crate::{
-    Outcome, Refused,
+    Outcome, Refused, partition,
     report::{DEFAULT_TRACE, warn},
 };
 
@@ -33,6 +33,9 @@ pub(crate) struct Arguments {
     /// Where it goes, `-` for standard output; without it, beside the trace, under its name with the format's ending
     #[arg(short, long, value_name = "OUT")]
     output: Option<PathBuf>,
+    /// Put the table into a data set: OUT is a folder, `calls` unless named, with folders for hosts and days. For `parquet`
+    #[arg(long)]
+    partition: bool,
     /// Say nothing but errors
     #[arg(short, long)]
     quiet: bool,
@@ -43,7 +46,8 @@ Examples:
   trapline export                                      trapline.perfetto-trace, for ui.perfetto.dev
   trapline export --format speedscope -o calls.json
   trapline export --format folded -o - | flamegraph.pl > flame.svg
-  trapline export --format uftrace -o calls && uftrace report -d calls";
+  trapline export --format uftrace -o calls && uftrace report -d calls
+  trapline export --format parquet --partition -o calls";
 
 /// A format, as the command line knows it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -71,7 +75,15 @@ impl clap::ValueEnum for Named {
 /// Goes through the trace and writes it.
 pub(crate) fn run(arguments: &Arguments) -> Result<Outcome> {
     let format = arguments.format.0;
-    let output = arguments.output.clone().unwrap_or_else(|| default_output(&arguments.input, format));
+    let output = if arguments.partition {
+        if format != Format::Parquet {
+            let message = "only tables can be parts of a data set; say --format parquet with --partition";
+            return Err(Refused(message.to_owned()).into());
+        }
+        partition::place(arguments.output.as_deref().unwrap_or(Path::new("calls")), &arguments.input)?
+    } else {
+        arguments.output.clone().unwrap_or_else(|| default_output(&arguments.input, format))
+    };
     if is_same_file(&arguments.input, &output) {
         let message = format!("{} is the trace itself; name another file with -o", output.display());
         return Err(Refused(message).into());

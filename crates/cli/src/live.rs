@@ -111,11 +111,11 @@ fn refused(error: LiveError) -> anyhow::Error {
 }
 
 fn tell(what: &str, pid: i32, done: &Done, took: Duration, as_json: bool) -> Result<Outcome> {
-    let Done { patch, replaced, stops, longest_stop } = done;
+    let Done { patch, replaced, stops, longest_stop, let_out } = done;
     let text = if as_json {
         let value = json!({
             "version": JSON_VERSION, "done": what, "pid": pid, "name": patch.name, "functions": patch.functions.len(),
-            "replaced": replaced,
+            "replaced": replaced, "let_out": let_out,
             "tainted": patch.is_tainted, "stops": stops, "longest_stop_ns": u64::try_from(longest_stop.as_nanos())?,
             "took_ns": u64::try_from(took.as_nanos())?,
         });

@@ -21,6 +21,7 @@ mod info;
 mod live;
 mod names;
 mod pager;
+mod partition;
 mod patch;
 #[cfg(target_arch = "x86_64")]
 mod record;

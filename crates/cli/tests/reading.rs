@@ -154,3 +154,16 @@ fn an_export_lies_beside_its_trace_and_is_its_owners_alone() {
     let metadata = fs::metadata(directory.0.join("good.folded")).expect("the export");
     assert_eq!(metadata.permissions().mode() & 0o777, 0o600);
 }
+
+#[test]
+fn tables_are_parts_of_a_data_set_if_that_is_asked_for() {
+    let directory = Directory::new("reading-partition");
+    common::write_calls(&directory.0.join("trapline.data"), 100);
+    let told = String::from_utf8(directory.trapline(&["export", "--format", "parquet", "--partition"]).stderr);
+    let folder = directory.0.join("calls/host=__HIVE_DEFAULT_PARTITION__/date=1970-01-01");
+    let table = std::fs::read(folder.join("trapline-0.parquet")).unwrap_or_else(|error| panic!("{error}: {told:?}"));
+    assert!(table.starts_with(b"PAR1") && table.ends_with(b"PAR1"));
+    let refused = directory.trapline(&["export", "--format", "folded", "--partition"]);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("--format parquet"));
+}

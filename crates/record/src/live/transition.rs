@@ -78,6 +78,8 @@ pub(super) struct Transition<'a> {
 pub(super) struct Report {
     pub(super) stops: u32,
     pub(super) longest: Duration,
+    /// How often threads were let go on alone to get out.
+    pub(super) let_out: u32,
 }
 
 /// A thread in the way, as it stood there.
@@ -122,15 +124,17 @@ impl<'a> Transition<'a> {
         // Who was in the way when all stood still last.
         let mut last = None;
         loop {
+            let mut steps = 0;
             let (stopped, took) = stop(self.pid, |threads, stopped_for| {
                 let until = Instant::now() + LIMIT.saturating_sub(stopped_for);
                 let found = self.in_the_way(threads, &ranges, &mut walker)?;
-                match self.let_out(found, &ranges, &mut walker, until)? {
+                match self.let_out(found, &ranges, &mut walker, until, &mut steps)? {
                     None => commit(first(threads)?).map(|()| None),
                     found => Ok(found),
                 }
             });
             report.stops += 1;
+            report.let_out += steps;
             report.longest = report.longest.max(took);
             let waited = started.elapsed();
             match stopped {
@@ -158,6 +162,7 @@ impl<'a> Transition<'a> {
         ranges: &RangeSet,
         walker: &mut Walker,
         until: Instant,
+        steps: &mut u32,
     ) -> io::Result<Option<InTheWay>> {
         if inside.is_empty() {
             return Ok(None);
@@ -175,6 +180,7 @@ impl<'a> Transition<'a> {
                 };
                 ptrace::unless_it_ended(ptrace::resume(tid, signal))?;
             }
+            *steps += 1;
             thread::sleep(step);
             step *= 2;
             for thread in &inside {
