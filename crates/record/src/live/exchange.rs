@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     inject::Gadgets,
+    remote::Remote,
     sys::{Tid, memory::Memory},
 };
 
@@ -83,20 +84,25 @@ impl<'a> Exchange<'a> {
                 self.memory.write(*at, before)?;
             }
             self.draft.detours.iter().try_for_each(|detour| detour.remove(self.memory, &self.detours))?;
+            state::set_status(self.memory, self.draft, Status::Preparing)?;
             return Err(error);
         }
         state::set_status(self.memory, self.draft, Status::Active)?;
         let Some(previous) = self.previous else { return Ok(()) };
-        // From here on it is only memory, and swept by the next command if this fails.
-        state::set_status(self.memory, previous, Status::Preparing)?;
-        transition::work_in(thread, self.memory, self.gadgets, |remote| state::give_back(remote, self.memory, previous))
+        // What fails from here on leaves memory that nothing leads to, and is swept by the next command if nothing of it is needed.
+        let mut detours = previous.detours.iter();
+        if detours.all(|detour| detour.remove(self.memory, &self.detours).is_ok())
+            && state::set_status(self.memory, previous, Status::Preparing).is_ok()
+        {
+            let give_back = |remote: &mut Remote| state::give_back(remote, self.memory, previous);
+            let _ = transition::work_in(thread, self.memory, self.gadgets, give_back);
+        }
+        Ok(())
     }
 
     fn write(&self) -> io::Result<()> {
         self.draft.detours.iter().try_for_each(|detour| detour.insert(self.memory))?;
-        self.edits.iter().try_for_each(|edit| self.memory.write(edit.at, &edit.after))?;
-        let previous = self.previous.map_or(&[][..], |previous| &previous.detours);
-        previous.iter().try_for_each(|detour| detour.remove(self.memory, &self.detours))
+        self.edits.iter().try_for_each(|edit| self.memory.write(edit.at, &edit.after))
     }
 }
 

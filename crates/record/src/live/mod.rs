@@ -214,8 +214,10 @@ pub fn apply(pid: Tid, patch: &Patch, how: How) -> Result<Done, LiveError> {
             Ok(Done::new(draft, replaced, report))
         }
         Err(error) => {
-            // What is left if this fails is swept by the next command.
-            let _ = process.unmap(&draft);
+            // Where not even the old code could be written back, new code stays. What is left if this fails is swept by the next command.
+            if state::is_unused(&process.memory, &draft) {
+                let _ = process.unmap(&draft);
+            }
             Err(error)
         }
     }
@@ -249,13 +251,16 @@ pub fn revert(pid: Tid, name: Option<&str>, deadline: Duration) -> Result<Done, 
         if has_last_word {
             return Ok(());
         }
-        transition::work_in(thread, &process.memory, gadgets, |remote| state::give_back(remote, &process.memory, patch))
+        // It is only memory now, and swept by the next command if this fails.
+        let memory = &process.memory;
+        let _ = transition::work_in(thread, memory, gadgets, |remote| state::give_back(remote, memory, patch));
+        Ok(())
     });
     match reverted {
         Ok(report) => {
             if has_last_word {
                 let called = callback::call(&process, patch, When::PostRevert, deadline);
-                process.unmap(patch).map_err(process.system("unmapping the patch"))?;
+                let _ = process.unmap(patch);
                 called?;
             }
             Ok(Done::new(patch.clone(), None, report))

@@ -158,6 +158,12 @@ pub(super) fn set_status(memory: &Memory, patch: &Active, status: Status) -> io:
     memory.write(Addr::new(patch.at).after(STATUS_AT), &(status as u32).to_le_bytes())
 }
 
+/// Whether nothing leads to a patch.
+pub(super) fn is_unused(memory: &Memory, patch: &Active) -> bool {
+    let status = memory.read_vec(Addr::new(patch.at).after(STATUS_AT), 4);
+    status.is_ok_and(|status| status == (Status::Preparing as u32).to_le_bytes())
+}
+
 /// Says how many pieces are mapped.
 pub(super) fn set_mapped(memory: &Memory, patch: &Active, count: usize) -> io::Result<()> {
     let count = u32::try_from(count).map_err(io::Error::other)?;
