@@ -152,7 +152,7 @@ int main(int argc, char **argv)
 	if (argc > 1 && strcmp(argv[1], "version") == 0)
 		return first(0);
 	// Whatever becomes of the check, this ends.
-	alarm(300);
+	alarm(argc > 2 ? atoi(argv[2]) : 300);
 	for (int i = 0; i < threads; i++)
 		pthread_create(&thread, NULL, check, NULL);
 	pthread_create(&thread, NULL, sleeper, NULL);
