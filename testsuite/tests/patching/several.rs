@@ -1,12 +1,14 @@
 //! Several patches, several objects, several commands, several processes.
 
 use std::{
+    fs,
     process::{Command, Stdio},
     thread,
     time::Duration,
 };
 
 use trapline_testsuite::{
+    run,
     snapshot::{Own, Snapshot},
     trapline,
 };
@@ -115,13 +117,16 @@ fn a_second_command_at_the_same_time_is_refused() {
     command.args(["patch", "apply", "-p", &pid, &stuck, "--deadline", "3"]).stdout(Stdio::null()).stderr(Stdio::null());
     let mut first = command.spawn().expect("a command that starts");
     let refusal = "another trapline is patching process";
-    let refused = (0..200).any(|_| {
-        thread::sleep(Duration::from_millis(10));
-        target.trapline(&["list"]).error.contains(refusal)
+    // Seen from outside: a command that asks would keep the first one out.
+    let lock = "@trapline-patch-";
+    let is_locked = |line: &str| line.contains(lock) && line.ends_with(&format!("-{pid}"));
+    run::wait_until(&"the first command", || {
+        fs::read_to_string("/proc/net/unix").is_ok_and(|sockets| sockets.lines().any(is_locked))
     });
+    let listed = target.trapline(&["list"]);
     let second = target.trapline(&["apply", &patch]);
     let _ = first.wait();
-    assert!(refused, "the first command was not noticed");
+    assert!(listed.status == Some(2) && listed.error.contains(refusal), "{}", listed.error);
     assert!(second.status == Some(2) && second.error.contains(refusal), "{}", second.error);
     assert_eq!(target.ask().version, 1);
 }
