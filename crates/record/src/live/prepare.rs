@@ -176,8 +176,7 @@ pub(super) fn place(process: &Process, draft: &Active, pieces: &[Piece]) -> Resu
     let header = state::header(draft, Status::Preparing).map_err(process.system("writing the patch"))?;
     let first = Piece::read_only(Addr::new(draft.at), header);
     let memory = &process.memory;
-    let map = |remote: &mut Remote| {
-        first.map(remote)?;
+    let fill = |remote: &mut Remote| {
         memory.write(first.at, &first.bytes)?;
         for (index, piece) in pieces.iter().enumerate() {
             piece.map(remote)?;
@@ -187,12 +186,13 @@ pub(super) fn place(process: &Process, draft: &Active, pieces: &[Piece]) -> Resu
         Ok(())
     };
     let map_all = |remote: &mut Remote| {
-        let mapped = map(remote);
-        if mapped.is_err() {
-            // What is in the way of the others is not ours.
+        // What is in the way of it is not ours, and stays.
+        first.map(remote)?;
+        let filled = fill(remote);
+        if filled.is_err() {
             let _ = state::give_back(remote, memory, draft);
         }
-        mapped
+        filled
     };
     borrowed::borrow(process, map_all).map_err(process.system("mapping memory for the patch"))
 }
