@@ -14,6 +14,7 @@ use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 use trapline_patch::{Error, Note, NoteKind, Pair, Patch, Place, Refusal, Request, Role};
+use trapline_trace::hexadecimal;
 
 #[cfg(target_arch = "x86_64")]
 use crate::live;
@@ -162,10 +163,6 @@ fn tell(patch: &Patch, as_json: bool) -> Result<Outcome> {
     let text = if as_json { format!("{}\n", described(patch)) } else { told(patch) };
     print(&text)?;
     Ok(Outcome::Good)
-}
-
-fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"))
 }
 
 fn refusal_json(refusal: &Refusal) -> Value {

@@ -4,7 +4,6 @@
 //! prompt if that is a terminal. Invariant: an answer is printed while it is made, and memory does not grow with it.
 
 use std::{
-    fmt::Write as _,
     io::{self, BufWriter, IsTerminal as _, Read as _, Stdout, Write, stdin, stdout},
     path::PathBuf,
 };
@@ -14,6 +13,7 @@ use clap::Args;
 use rustyline::{DefaultEditor, error::ReadlineError};
 use serde_json::{Value as Json, json};
 use trapline_sql::{Error, Output, Session, TABLES, Value};
+use trapline_trace::hexadecimal;
 
 use crate::{
     Outcome, Refused, color,
@@ -276,11 +276,4 @@ fn json_of(value: &Value<'_>) -> Json {
         Value::Text(text) => json!(text),
         Value::Bytes(bytes) => json!(hexadecimal(bytes)),
     }
-}
-
-fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }

@@ -31,7 +31,7 @@ use trapline_engine::Addr;
 use crate::{
     remote::Remote,
     sys::{
-        Tid, maps,
+        Tid, auxiliary_vector, maps,
         memory::Memory,
         ptrace::{self, SyscallStop},
         spawn,
@@ -209,12 +209,7 @@ pub(crate) struct LoadedLinker {
 
 /// The dynamic linker of a process that runs.
 pub(crate) fn loaded_linker(tid: Tid, memory: &Memory, linkers: &mut Linkers) -> Result<LoadedLinker, Untraceable> {
-    let vector = fs::read(format!("/proc/{tid}/auxv"))?;
-    let word = |bytes: &[u8], at: usize| {
-        bytes.get(at..).and_then(|bytes| bytes.first_chunk()).map_or(0, |bytes| u64::from_le_bytes(*bytes))
-    };
-    let entry = vector.chunks_exact(16).find(|entry| word(entry, 0) == AT_BASE);
-    let base = entry.map_or(0, |entry| word(entry, 8));
+    let base = auxiliary_vector(tid)?.get(&AT_BASE).copied().unwrap_or(0);
     if base == 0 {
         return Err(Untraceable("it is linked statically".to_owned()));
     }

@@ -34,4 +34,4 @@ pub use reader::{Chunk, Damage, Functions, ModuleHead, Reader};
 pub use stacks::{Node, Stacks, stacks};
 pub use timeline::{Order, Part, Timeline};
 pub use trapline_abi::record;
-pub use writer::Writer;
+pub use writer::{Writer, hexadecimal};

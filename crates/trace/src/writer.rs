@@ -354,7 +354,8 @@ fn put_text(bytes: &mut Vec<u8>, text: &str) {
     bytes.extend_from_slice(&text.as_bytes()[..end]);
 }
 
-fn hexadecimal(bytes: &[u8]) -> String {
+/// Two digits a byte, in small letters: how build-ids are written.
+pub fn hexadecimal(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
     bytes.iter().fold(String::new(), |mut text, byte| {
         // Writing to a string does not fail.

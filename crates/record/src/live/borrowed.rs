@@ -1,6 +1,6 @@
 //! A thread of the process that works for us for a moment, while all others run on.
 //!
-//! Owns [`borrow`]. The thread is stopped wherever it is, preferably asleep in a system call. It goes on where it was, even if we are gone meanwhile.
+//! Owns [`borrow`], and [`with_own_tracer`] for all who trace for a moment. The thread is stopped wherever it is, preferably asleep in a system call. It goes on where it was, even if we are gone meanwhile.
 
 use std::{
     fs, io, thread,
@@ -21,16 +21,21 @@ use crate::{
 /// How long a thread has to stand still. One that waits for its child after vfork takes longer; then the next one is asked.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// Has a thread work. Its tracer is a thread of its own: whatever happens, all go on when that ends.
+/// Runs `work` in a thread of its own. The kernel lets all go on whom it traces when that ends, whatever happened.
+pub(super) fn with_own_tracer<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+    thread::scope(|scope| match scope.spawn(work).join() {
+        Ok(done) => done,
+        Err(panic) => std::panic::resume_unwind(panic),
+    })
+}
+
+/// Has a thread work.
 pub(super) fn borrow<R: Send>(
     process: &Process,
     work: impl FnOnce(&mut Remote) -> io::Result<R> + Send,
 ) -> io::Result<R> {
     let _urgent = Urgent::with_new_threads();
-    thread::scope(|scope| match scope.spawn(|| have(process, work)).join() {
-        Ok(done) => done,
-        Err(panic) => std::panic::resume_unwind(panic),
-    })
+    with_own_tracer(|| have(process, work))
 }
 
 fn have<R>(process: &Process, work: impl FnOnce(&mut Remote) -> io::Result<R>) -> io::Result<R> {

@@ -134,6 +134,11 @@ impl Process {
         all.into_iter().filter(|(status, _)| *status != Status::Preparing).collect()
     }
 
+    /// The same, however far they are.
+    fn patches(&self) -> Vec<Active> {
+        self.active().into_iter().map(|(_, patch)| patch).collect()
+    }
+
     /// Code of it that makes system calls, and is not in this memory of ours.
     fn gadgets(&self, ours: &[AddrRange]) -> io::Result<Gadgets> {
         let found = Gadgets::find(&self.memory, &self.mappings, ours);
@@ -179,7 +184,7 @@ pub fn apply(pid: Tid, patch: &Patch, how: How) -> Result<Done, LiveError> {
     let objects =
         Objects::of(pid, &process.memory, &process.mappings).map_err(process.system("reading its objects"))?;
     let target = objects.of_build(&patch.target)?;
-    let active: Vec<Active> = process.active().into_iter().map(|(_, patch)| patch).collect();
+    let active = process.patches();
     let previous = active.iter().find(|other| other.bias == target.bias);
     if let Some(tainted) = previous.filter(|previous| previous.is_tainted) {
         return Err(LiveError::Tainted { name: tainted.name.clone() });
@@ -229,7 +234,7 @@ pub fn apply(pid: Tid, patch: &Patch, how: How) -> Result<Done, LiveError> {
 /// There is none, a callback was against it, or somebody was in its functions until the deadline. It is active then as before.
 pub fn revert(pid: Tid, name: Option<&str>, deadline: Duration) -> Result<Done, LiveError> {
     let process = Process::open(pid)?;
-    let active: Vec<Active> = process.active().into_iter().map(|(_, patch)| patch).collect();
+    let active = process.patches();
     let names = || active.iter().map(|patch| patch.name.clone()).collect::<Vec<_>>().join(", ");
     let mut matching = active.iter().filter(|patch| name.is_none_or(|name| patch.name == name));
     let Some(patch) = matching.next() else { return Err(LiveError::NoSuchPatch { pid, names: names() }) };

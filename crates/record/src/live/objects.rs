@@ -3,7 +3,7 @@
 //! Owns [`Objects`], in the order in which the dynamic linker looks symbols up, and [`Names`], which answers the linker's questions. What the target's own table of
 //! addresses says comes first: it is what the dynamic linker found, also for functions that are chosen when the program starts.
 
-use std::{collections::HashMap, fs, io, path::PathBuf};
+use std::{fs, io, path::PathBuf};
 
 use object::{
     Endianness, Object as _, ObjectSymbol as _, elf,
@@ -11,9 +11,10 @@ use object::{
 };
 use trapline_engine::{Addr, AddrRange};
 use trapline_patch::{Resolver, Target, ThreadLocal, ThreadPlace};
+use trapline_trace::hexadecimal;
 
 use super::LiveError;
-use crate::sys::{Tid, maps::Mapping, memory::Memory};
+use crate::sys::{Tid, auxiliary_vector, maps::Mapping, memory::Memory};
 
 type File = elf::FileHeader64<Endianness>;
 
@@ -43,12 +44,11 @@ pub(super) struct Export {
 impl Objects {
     /// Reads which there are, and their files.
     pub(super) fn of(pid: Tid, memory: &Memory, mappings: &[Mapping]) -> io::Result<Self> {
-        let (bias, dynamic) = executable(pid, memory)?;
+        let (bias, phdr, dynamic) = executable(pid, memory)?;
         let mut loads = vec![(bias, None)];
         if let Some(dynamic) = dynamic {
             loads.extend(link_map(memory, dynamic)?.into_iter().skip(1).map(|(bias, at)| (bias, Some(at))));
         }
-        let phdr = auxv(pid)?.get(&AT_PHDR).copied().unwrap_or(0);
         let objects = loads.into_iter().filter_map(|(bias, dynamic)| {
             let inside = Addr::new(dynamic.unwrap_or(phdr));
             let mapping = mappings.iter().find(|mapping| mapping.range.contains(inside) && mapping.inode != 0)?;
@@ -310,30 +310,14 @@ impl Resolver for Names<'_> {
     }
 }
 
-/// For people.
-pub(super) fn hexadecimal(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}
-
 const AT_PHDR: u64 = 3;
 const AT_PHNUM: u64 = 5;
 
-/// What the kernel told the program when it started (getauxval(3)).
-fn auxv(pid: Tid) -> io::Result<HashMap<u64, u64>> {
-    let bytes = fs::read(format!("/proc/{pid}/auxv"))?;
-    let words: Vec<u64> = bytes.as_chunks().0.iter().map(|word| u64::from_le_bytes(*word)).collect();
-    Ok(words.as_chunks().0.iter().map(|[key, value]| (*key, *value)).collect())
-}
-
-/// The executable's bias, and where its dynamic section is.
-fn executable(pid: Tid, memory: &Memory) -> io::Result<(u64, Option<Addr>)> {
+/// The executable's bias, where its program headers are, and where its dynamic section is.
+fn executable(pid: Tid, memory: &Memory) -> io::Result<(u64, u64, Option<Addr>)> {
     const HEADER_BYTES: usize = 56;
-    let auxv = auxv(pid)?;
-    let word = |key: u64| auxv.get(&key).copied().unwrap_or(0);
+    let auxiliary = auxiliary_vector(pid)?;
+    let word = |key: u64| auxiliary.get(&key).copied().unwrap_or(0);
     let at = word(AT_PHDR);
     let len_bytes = usize::try_from(word(AT_PHNUM)).unwrap_or(0).min(1 << 16) * HEADER_BYTES;
     let headers = memory.read_vec(Addr::new(at), len_bytes)?;
@@ -347,7 +331,7 @@ fn executable(pid: Tid, memory: &Memory) -> io::Result<(u64, Option<Addr>)> {
             _ => {}
         }
     }
-    Ok((bias, dynamic.map(|address| Addr::new(address.wrapping_add(bias)))))
+    Ok((bias, at, dynamic.map(|address| Addr::new(address.wrapping_add(bias)))))
 }
 
 /// All objects that the dynamic linker has loaded, in its order: bias, and where the dynamic section is. (`link.h`, `struct link_map`.)

@@ -6,12 +6,13 @@
 
 use std::{io, time::SystemTime};
 
-use trapline_engine::{Addr, AddrRange};
+use trapline_engine::{Addr, AddrRange, Mode, insn::encode};
 use trapline_patch::{Linked, Linker, Patch, Protection};
+use trapline_trace::hexadecimal;
 
 use super::{
     JUMP_BYTES, LiveError, PAGE_BYTES, Process, borrowed, code,
-    objects::{self, Object, Objects},
+    objects::{Object, Objects},
     state::{self, Active, Called, Pinned, Replaced, Status},
     unwinder::{Detour, Unwinder},
 };
@@ -77,7 +78,7 @@ pub(super) fn prepare(
     let call_at = region.start.offset(header_bytes.cast_signed());
     let code_at = call_at.offset(call_bytes.cast_signed());
     let fitted = linker.link(code_at, &objects.resolver(target, &process.memory))?;
-    complete(&mut draft, region, &fitted);
+    complete(&mut draft, region, &fitted)?;
     let mut pieces = Vec::new();
     if call_bytes != 0 {
         draft.call_at = call_at.value();
@@ -137,7 +138,7 @@ fn draft(patch: &Patch, target: &Object, unwinders: &[Unwinder], is_tainted: boo
     Active {
         name: patch.name.clone(),
         target: patch.target.name.clone(),
-        build_id: objects::hexadecimal(&patch.target.build_id),
+        build_id: hexadecimal(&patch.target.build_id),
         bias: target.bias,
         at: u64::MAX,
         len_bytes: u64::MAX,
@@ -156,19 +157,20 @@ fn draft(patch: &Patch, target: &Object, unwinders: &[Unwinder], is_tainted: boo
     }
 }
 
-fn complete(draft: &mut Active, region: AddrRange, fitted: &Linked) {
+fn complete(draft: &mut Active, region: AddrRange, fitted: &Linked) -> Result<(), LiveError> {
     (draft.at, draft.len_bytes) = (region.start.value(), region.len_bytes());
     draft.code = (fitted.code.start.value(), fitted.code.end.value());
     draft.unwind = fitted.unwind.map(|tables| (tables.start.value(), tables.end.value()));
     for (function, (old, new)) in draft.functions.iter_mut().zip(&fitted.replacements) {
         function.new = new.value();
-        // Both are within reach: the hole was looked for near the whole target.
-        let distance = new.distance_from(old.after(JUMP_BYTES)).to_le_bytes();
-        function.jump = [&[0xe9], &distance[..4]].concat();
+        // The hole was looked for near the whole target.
+        let jump = encode::jmp(*old, *new, Mode::Bits64);
+        function.jump = jump.map_err(|_| LiveError::NoRoom { len_bytes: region.len_bytes() })?.to_vec();
     }
     for (called, (_, at)) in draft.callbacks.iter_mut().zip(&fitted.callbacks) {
         called.at = at.value();
     }
+    Ok(())
 }
 
 /// Maps and writes what the patch brings, of which nobody knows yet.

@@ -10,7 +10,7 @@ use std::io;
 use serde::{Deserialize, Serialize};
 use trapline_engine::Addr;
 
-use super::unwinder::Detour;
+use super::{PAGE_BYTES, unwinder::Detour};
 use crate::{
     remote::Remote,
     sys::{maps::Mapping, memory::Memory},
@@ -21,7 +21,6 @@ const VERSION: u32 = 1;
 const HEADER_BYTES: usize = 28;
 const STATUS_AT: usize = 20;
 const MAPPED_AT: usize = 24;
-const PAGE_BYTES: usize = 4096;
 
 /// No patch has more to say.
 const LARGEST_BYTES: u64 = 64 << 20;
@@ -140,7 +139,7 @@ impl Active {
     /// How much memory this takes: whole pages. Addresses that are not known yet are to be the largest.
     pub(super) fn page_bytes(&self) -> u64 {
         let len_bytes = self.encode().map_or(0, |payload| payload.len());
-        (HEADER_BYTES + len_bytes).next_multiple_of(PAGE_BYTES) as u64
+        ((HEADER_BYTES + len_bytes) as u64).next_multiple_of(PAGE_BYTES)
     }
 }
 

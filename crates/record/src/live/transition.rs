@@ -12,6 +12,7 @@ use trapline_process::quiesce::{Blocker, How, OtherProcess, RangeSet, stop_proce
 
 use super::{
     Blocked, LiveError, PAGE_BYTES,
+    borrowed::with_own_tracer,
     objects::Objects,
     walk::{Frame, Walker},
 };
@@ -280,10 +281,7 @@ impl<'a> Transition<'a> {
 /// Stops all threads once, and says how long that took. A thread that could not be stopped is traced until its tracer ends, and nobody else can trace it until
 /// then; so each stop has a tracer of its own.
 fn stop<R: Send>(pid: Tid, work: impl FnOnce(&[Tid], Duration) -> R + Send) -> (io::Result<R>, Duration) {
-    thread::scope(|scope| match scope.spawn(|| stop_process(pid, PATIENCE, work)).join() {
-        Ok(stopped) => stopped,
-        Err(panic) => std::panic::resume_unwind(panic),
-    })
+    with_own_tracer(|| stop_process(pid, PATIENCE, work))
 }
 
 /// A thread that can work: not one that is about to receive a signal, if there is another.

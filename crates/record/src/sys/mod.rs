@@ -12,7 +12,7 @@ pub(crate) mod ptrace;
 pub(crate) mod shared;
 pub(crate) mod spawn;
 
-use std::{fs, io};
+use std::{collections::HashMap, fs, io};
 
 /// A thread's id, as the recorder's own pid namespace numbers it.
 pub(crate) type Tid = i32;
@@ -21,6 +21,13 @@ pub(crate) type Tid = i32;
 pub(crate) fn threads_of(pid: Tid) -> Vec<Tid> {
     let Ok(entries) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
     entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
+}
+
+/// What the kernel told a 64-bit program when it started (getauxval(3)).
+pub(crate) fn auxiliary_vector(pid: Tid) -> io::Result<HashMap<u64, u64>> {
+    let bytes = fs::read(format!("/proc/{pid}/auxv"))?;
+    let words: Vec<u64> = bytes.as_chunks().0.iter().map(|word| u64::from_le_bytes(*word)).collect();
+    Ok(words.as_chunks().0.iter().map(|[key, value]| (*key, *value)).collect())
 }
 
 /// The kernel's -1 as an error.
