@@ -14,6 +14,7 @@ const VERSION: u32 = if cfg!(new) { 2 } else { 1 };
 
 static CALLS: AtomicU64 = AtomicU64::new(0);
 static WRONG: AtomicU64 = AtomicU64::new(0);
+static BEGUN: AtomicU64 = AtomicU64::new(0);
 static COUNTED: AtomicU64 = AtomicU64::new(0);
 
 thread_local! {
@@ -56,12 +57,18 @@ fn attempt(speed: u32) -> u32 {
 }
 
 fn panic_for_ever() {
+    let mut is_first = true;
     for speed in (0..4096).cycle() {
         let versions = attempt(speed).wrapping_sub(speed * 100);
         if versions != 11 && versions != 22 {
             WRONG.fetch_add(1, Relaxed);
         }
         CALLS.fetch_add(1, Relaxed);
+        // What the C library has for a thread comes with its first panic.
+        if is_first {
+            is_first = false;
+            BEGUN.fetch_add(1, Relaxed);
+        }
         // Elsewhere, most of the time.
         for step in 0..200_000 {
             std::hint::black_box(step);
@@ -77,6 +84,9 @@ fn main() {
     });
     for _ in 0..4 {
         thread::spawn(panic_for_ever);
+    }
+    while BEGUN.load(Relaxed) < 4 {
+        thread::yield_now();
     }
     println!("ready");
     for line in stdin().lock().lines() {
