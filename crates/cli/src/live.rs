@@ -1,14 +1,15 @@
-//! `trapline patch apply`, `revert`, `list` and `status`: live patches in a running process.
+//! `trapline patch apply`, `revert`, `list`, `status` and `symbols`: live patches in a running process.
 //!
 //! Owns their options and what they print. What is refused and why comes from [`trapline_record::live`].
 
 use std::{
     fmt::Write as _,
-    path::PathBuf,
+    fs,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Args;
 use serde_json::{Value, json};
 use trapline_record::live::{self, Active, Done, How, LiveError, Status};
@@ -72,6 +73,28 @@ pub(crate) struct ListArguments {
     json: bool,
 }
 
+/// Writes what a debugger needs to know of the patches of a process, and prints the commands by which gdb reads it.
+#[derive(Debug, Args)]
+#[command(after_help = SYMBOLS_HELP)]
+pub(crate) struct SymbolsArguments {
+    /// The process; it may be in a debugger already.
+    #[arg(short, long, value_name = "PID")]
+    pid: i32,
+    /// The folder for a file of each patch.
+    #[arg(value_name = "FOLDER")]
+    folder: PathBuf,
+    /// Print one JSON object instead of commands.
+    #[arg(long)]
+    json: bool,
+}
+
+const SYMBOLS_HELP: &str = "\
+The files are for this process only: another one has the patches at other addresses.
+
+Example:
+  trapline patch symbols -p 1234 symbols > patches.gdb
+  gdb -p 1234 -x patches.gdb";
+
 pub(crate) fn apply(arguments: &ApplyArguments) -> Result<Outcome> {
     let patch = patch::read(&arguments.file)?;
     let how = How { deadline: seconds(arguments.deadline)?, is_dry_run: arguments.dry_run, is_forced: arguments.force };
@@ -100,6 +123,37 @@ pub(crate) fn list(arguments: &ListArguments, is_long: bool) -> Result<Outcome> 
     };
     print(&text)?;
     Ok(Outcome::Good)
+}
+
+pub(crate) fn symbols(arguments: &SymbolsArguments) -> Result<Outcome> {
+    let folder = &arguments.folder;
+    let files = live::symbol_files(arguments.pid).map_err(refused)?;
+    let unwritable = || format!("cannot write to {}", folder.display());
+    fs::create_dir_all(folder).with_context(unwritable)?;
+    let folder = folder.canonicalize().with_context(unwritable)?;
+    let mut written = Vec::new();
+    for (patch, file) in &files {
+        // Patches of several files may have the same name, and a name may be anything.
+        let path = folder.join(format!("{}-{:x}.debug", patch.name.replace('/', "_"), patch.at));
+        let bytes = file.encode().with_context(|| format!("describing {}", patch.name))?;
+        fs::write(&path, bytes).with_context(|| format!("cannot write to {}", path.display()))?;
+        written.push((patch, path));
+    }
+    let text = if arguments.json {
+        let described = written.iter().map(|(patch, path)| json!({ "name": patch.name, "file": path }));
+        let files: Vec<Value> = described.collect();
+        format!("{}\n", json!({ "version": JSON_VERSION, "pid": arguments.pid, "files": files }))
+    } else {
+        written.iter().map(|(_, path)| format!("add-symbol-file {}\n", for_gdb(path))).collect()
+    };
+    print(&text)?;
+    Ok(Outcome::Good)
+}
+
+/// A path as one word of a command of gdb.
+fn for_gdb(path: &Path) -> String {
+    let escaped = path.to_string_lossy().replace('\\', "\\\\").replace('"', "\\\"");
+    format!("\"{escaped}\"")
 }
 
 fn seconds(seconds: f64) -> Result<Duration> {

@@ -50,6 +50,8 @@ enum Verb {
     List(live::ListArguments),
     #[cfg(target_arch = "x86_64")]
     Status(live::ListArguments),
+    #[cfg(target_arch = "x86_64")]
+    Symbols(live::SymbolsArguments),
 }
 
 /// Builds a patch: the functions that changed between two objects, for an executable.
@@ -115,6 +117,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome> {
         Verb::List(arguments) => live::list(arguments, false),
         #[cfg(target_arch = "x86_64")]
         Verb::Status(arguments) => live::list(arguments, true),
+        #[cfg(target_arch = "x86_64")]
+        Verb::Symbols(arguments) => live::symbols(arguments),
     }
 }
 

@@ -34,6 +34,8 @@ const VERBS: &[&[&str]] = &[
     #[cfg(target_arch = "x86_64")]
     &["patch", "status"],
     #[cfg(target_arch = "x86_64")]
+    &["patch", "symbols"],
+    #[cfg(target_arch = "x86_64")]
     &["record"],
     &["replay"],
     &["report"],

@@ -19,6 +19,7 @@ mod bind;
 mod build;
 mod compare;
 mod debug;
+mod debugger;
 mod format;
 mod found;
 mod link;
@@ -30,6 +31,7 @@ mod target;
 mod unwind;
 
 pub use build::{Pair, Request, build};
+pub use debugger::SymbolFile;
 pub use format::FormatError;
 pub use link::{Frame, LinkError, Linked, Linker, Protection, Resolver, Segment, ThreadLocal, ThreadPlace};
 pub use patch::{

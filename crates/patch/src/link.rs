@@ -83,6 +83,8 @@ pub struct Linked {
     pub replacements: Vec<(Addr, Addr)>,
     /// Where all new code is.
     pub code: AddrRange,
+    /// Where each new function is, as in [`Patch::bodies`].
+    pub bodies: Vec<AddrRange>,
     /// The unwind tables of the new code, ended by a zero word, as `__register_frame` takes them.
     pub unwind: Option<AddrRange>,
     /// What those tables describe.
@@ -321,6 +323,13 @@ impl<'a> Linker<'a> {
                 .map(|function| (Addr::new(function.address.wrapping_add(bias)), own(function.symbol)))
                 .collect(),
             code: AddrRange { start: at, end: linking.address(self.code.1) },
+            bodies: self
+                .patch
+                .bodies()
+                .map(|(_, index)| {
+                    AddrRange::new(linking.address(self.offsets[index]), self.patch.sections[index].len_bytes)
+                })
+                .collect(),
             frames: unwind::frames(tables, linking.address(self.unwind.0), self.patch.target.mode),
             unwind,
             callbacks: self.patch.callbacks.iter().map(|callback| (callback.when, own(callback.symbol))).collect(),

@@ -27,6 +27,27 @@ pub struct Patch {
     pub notes: Vec<Note>,
 }
 
+impl Patch {
+    /// All new functions, each with its name and the index of its section: those that replace others, and those that came along.
+    pub fn bodies(&self) -> impl Iterator<Item = (String, usize)> {
+        let code = self.sections.iter().enumerate().filter(|(_, section)| section.role == Role::Code);
+        code.map(|(index, section)| {
+            let begins_it = |symbol: &&Symbol| match symbol.place {
+                Place::Own { section, offset: 0 } => section as usize == index,
+                _ => false,
+            };
+            let mut names = self.symbols.iter().filter(begins_it).map(|symbol| symbol.name.as_str());
+            // A section's own symbol has its name, or none.
+            let named = names.find(|name| !name.is_empty() && !name.starts_with('.'));
+            let of_section = || match section.name.strip_prefix(".text.") {
+                Some(name) => name.strip_prefix("unlikely.").map_or(name.to_owned(), |name| format!("{name}.cold")),
+                None => section.name.clone(),
+            };
+            (named.map_or_else(of_section, str::to_owned), index)
+        })
+    }
+}
+
 /// The file that is patched.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Target {

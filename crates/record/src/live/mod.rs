@@ -39,11 +39,11 @@ use std::{
 
 use trapline_engine::{Addr, AddrRange, Mode, insn::InsnBytes};
 use trapline_image::Diverted;
-use trapline_patch::{Patch, Role, When};
+use trapline_patch::{Patch, Role, SymbolFile, When};
 
 pub use self::{
     error::{Blocked, LiveError},
-    state::{Active, Called, Pinned, Replaced, Status},
+    state::{Active, Body, Called, Pinned, Replaced, Status},
     unwinder::Detour,
 };
 use self::{
@@ -110,11 +110,25 @@ struct Process {
 }
 
 impl Process {
+    /// To change it.
     fn open(pid: Tid) -> Result<Self, LiveError> {
-        // First, as another command's thread is a tracer for moments.
-        let lock = lock(pid)?;
         let harmless =
             |refusal: &Refusal| matches!(refusal, Refusal::Static | Refusal::Go | Refusal::SegmentInUse { .. });
+        Self::unless(pid, harmless)
+    }
+
+    /// To look at it, which is possible whoever traces it, and also while it is stopped.
+    fn look(pid: Tid) -> Result<Self, LiveError> {
+        let harmless = |refusal: &Refusal| {
+            use Refusal::{Go, SegmentInUse, Static, Stopped, Traced};
+            matches!(refusal, Static | Go | SegmentInUse { .. } | Traced { .. } | Stopped)
+        };
+        Self::unless(pid, harmless)
+    }
+
+    fn unless(pid: Tid, harmless: impl Fn(&Refusal) -> bool) -> Result<Self, LiveError> {
+        // First, as another command's thread is a tracer for moments.
+        let lock = lock(pid)?;
         if let Some(reason) = refusal::diagnose(pid).into_iter().find(|refusal| !harmless(refusal)) {
             return Err(LiveError::NotPatchable { pid, reason });
         }
@@ -298,6 +312,31 @@ pub(crate) fn diverted(memory: &Memory, mappings: &[Mapping]) -> Vec<Diverted> {
 /// # Errors
 /// It cannot be looked at.
 pub fn list(pid: Tid) -> Result<Vec<(Status, Active)>, LiveError> {
-    let process = Process::open(pid)?;
+    let process = Process::look(pid)?;
     Ok(process.active())
+}
+
+/// What a debugger needs to know of the patches of a process.
+///
+/// # Errors
+/// It cannot be looked at.
+pub fn symbol_files(pid: Tid) -> Result<Vec<(Active, SymbolFile)>, LiveError> {
+    let process = Process::look(pid)?;
+    let files = process.patches().into_iter().map(|patch| {
+        let unwind = patch.unwind.map(|(start, end)| AddrRange { start: Addr::new(start), end: Addr::new(end) });
+        let tables = unwind.map(|range| {
+            let len_bytes = usize::try_from(range.len_bytes()).map_err(io::Error::other)?;
+            Ok((range.start, process.memory.read_vec(range.start, len_bytes)?))
+        });
+        let unwind = tables.transpose().map_err(process.system("reading its unwind tables"))?;
+        let function = |body: &Body| (body.name.clone(), AddrRange::new(Addr::new(body.at), body.len_bytes));
+        let file = SymbolFile {
+            mode: Mode::Bits64,
+            code: AddrRange { start: Addr::new(patch.code.0), end: Addr::new(patch.code.1) },
+            functions: patch.bodies.iter().map(function).collect(),
+            unwind,
+        };
+        Ok((patch, file))
+    });
+    files.collect()
 }

@@ -13,7 +13,7 @@ use trapline_trace::hexadecimal;
 use super::{
     JUMP_BYTES, LiveError, PAGE_BYTES, Process, borrowed, code,
     objects::{Object, Objects},
-    state::{self, Active, Called, Pinned, Replaced, Status},
+    state::{self, Active, Body, Called, Pinned, Replaced, Status},
     unwinder::{Detour, Unwinder},
 };
 use crate::{
@@ -127,6 +127,8 @@ fn draft(patch: &Patch, target: &Object, unwinders: &[Unwinder], is_tainted: boo
         original: function.expected.iter().copied().take(JUMP_BYTES).collect(),
         jump: vec![u8::MAX; JUMP_BYTES],
     });
+    let body =
+        |(name, section): (String, usize)| Body { name, at: u64::MAX, len_bytes: patch.sections[section].len_bytes };
     let pins = patch.pins.iter().map(|pin| Pinned {
         name: pin.name.clone(),
         at: moved(pin.address),
@@ -148,6 +150,7 @@ fn draft(patch: &Patch, target: &Object, unwinders: &[Unwinder], is_tainted: boo
         code: (u64::MAX, u64::MAX),
         unwind: Some((u64::MAX, u64::MAX)),
         functions: functions.collect(),
+        bodies: patch.bodies().map(body).collect(),
         pins: pins.collect(),
         detours: unwinders.iter().map(Unwinder::draft).collect(),
         callbacks: callbacks.collect(),
@@ -166,6 +169,9 @@ fn complete(draft: &mut Active, region: AddrRange, fitted: &Linked) -> Result<()
         // The hole was looked for near the whole target.
         let jump = encode::jmp(*old, *new, Mode::Bits64);
         function.jump = jump.map_err(|_| LiveError::NoRoom { len_bytes: region.len_bytes() })?.to_vec();
+    }
+    for (body, range) in draft.bodies.iter_mut().zip(&fitted.bodies) {
+        body.at = range.start.value();
     }
     for (called, (_, at)) in draft.callbacks.iter_mut().zip(&fitted.callbacks) {
         called.at = at.value();

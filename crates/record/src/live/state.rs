@@ -78,6 +78,9 @@ pub struct Active {
     pub unwind: Option<(u64, u64)>,
     /// What it replaces.
     pub functions: Vec<Replaced>,
+    /// Its new functions, those too that only these call.
+    #[serde(default)]
+    pub bodies: Vec<Body>,
     /// What nobody may be in when it comes or goes.
     pub pins: Vec<Pinned>,
     /// How unwinders learn of the new code.
@@ -109,6 +112,17 @@ pub struct Replaced {
     pub original: Vec<u8>,
     /// What is there instead.
     pub jump: Vec<u8>,
+}
+
+/// A new function.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Body {
+    /// Its name.
+    pub name: String,
+    /// Where it is.
+    pub at: u64,
+    /// Its length.
+    pub len_bytes: u64,
 }
 
 /// A function that stays, and that nobody may be in.
