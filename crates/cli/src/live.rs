@@ -144,7 +144,11 @@ pub(crate) fn symbols(arguments: &SymbolsArguments) -> Result<Outcome> {
         let files: Vec<Value> = described.collect();
         format!("{}\n", json!({ "version": JSON_VERSION, "pid": arguments.pid, "files": files }))
     } else {
-        written.iter().map(|(_, path)| format!("add-symbol-file {}\n", for_gdb(path))).collect()
+        let mut commands = String::new();
+        for (_, path) in &written {
+            let _ = writeln!(commands, "add-symbol-file {}", for_gdb(path));
+        }
+        commands
     };
     print(&text)?;
     Ok(Outcome::Good)

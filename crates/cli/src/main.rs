@@ -7,6 +7,7 @@
 //! failed on the way. `record` has the status of the program that it ran, and 125 instead of 2 and 3. `docs/command-line.md` tells it to users.
 #![forbid(unsafe_code)]
 
+mod cargo;
 mod color;
 mod config;
 mod diff;
@@ -149,6 +150,10 @@ const NO_VERB: u8 = 2;
 
 fn main() -> ExitCode {
     let given: Vec<OsString> = args_os().collect();
+    if let Some(failure) = cargo::as_wrapper(&given) {
+        eprintln!("trapline: {failure}");
+        return ExitCode::from(BAD);
+    }
     if given.len() <= 1 {
         eprint!("{WAY}");
         return ExitCode::from(NO_VERB);

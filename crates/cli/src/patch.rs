@@ -18,7 +18,7 @@ use trapline_trace::hexadecimal;
 
 #[cfg(target_arch = "x86_64")]
 use crate::live;
-use crate::{Outcome, Refused, info::print};
+use crate::{Outcome, Refused, cargo, info::print};
 
 /// Of the JSON description. Keys may be added without a new version.
 const JSON_VERSION: u32 = 1;
@@ -65,8 +65,14 @@ struct BuildArguments {
     #[arg(long, value_name = "OLD.o")]
     old: Vec<PathBuf>,
     /// The recompiled object. Several belong to the old ones in their order.
-    #[arg(long, value_name = "NEW.o", required = true)]
+    #[arg(long, value_name = "NEW.o", required_unless_present = "cargo")]
     new: Vec<PathBuf>,
+    /// A project of Cargo, as it was when the target was built and as it is now, instead of objects. Both are built, in target/trapline of each.
+    #[arg(long, num_args = 2, value_names = ["OLD_DIR", "NEW_DIR"], conflicts_with_all = ["old", "new"])]
+    cargo: Option<Vec<PathBuf>>,
+    /// The profile that the target was built with.
+    #[arg(long, default_value = "release", requires = "cargo")]
+    profile: String,
     /// The patch file.
     #[arg(short, long, value_name = "FIX.tlp")]
     output: PathBuf,
@@ -82,6 +88,9 @@ struct BuildArguments {
     /// Print one JSON object instead of text.
     #[arg(long)]
     json: bool,
+    /// What `cargo build` is told besides, such as features; without, it builds the binary that is called as the target.
+    #[arg(last = true, value_name = "OPTIONS", requires = "cargo")]
+    more: Vec<String>,
 }
 
 const BUILD_HELP: &str = "\
@@ -90,7 +99,10 @@ Compile both objects with the compiler and flags that the target was compiled wi
 Example:
   gcc -O2 -g -ffunction-sections -fdata-sections -c server.c -o new.o
   trapline patch build --target ./server --old old.o --new new.o -o fix.tlp
-  trapline patch show fix.tlp";
+  trapline patch show fix.tlp
+
+A project of Cargo, whose release build runs:
+  trapline patch build --target ./server --cargo ../before . -o fix.tlp";
 
 /// Tells what is in a patch, what was left out of it, and why.
 #[derive(Debug, Args)]
@@ -128,10 +140,24 @@ fn build(arguments: &BuildArguments) -> Result<Outcome> {
         return Err(Refused(text.to_owned()).into());
     }
     let olds = arguments.old.iter().cloned().map(Some).chain(std::iter::repeat(None));
+    let pairs = match arguments.cargo.as_deref() {
+        Some([old, new]) => cargo::objects(&cargo::Project {
+            old,
+            new,
+            target: &arguments.target,
+            profile: &arguments.profile,
+            more: &arguments.more,
+        })?,
+        _ => olds.zip(arguments.new.iter().cloned()).map(|(old, new)| Pair { old, new }).collect(),
+    };
     let request = Request {
         target: arguments.target.clone(),
-        pairs: olds.zip(arguments.new.iter().cloned()).map(|(old, new)| Pair { old, new }).collect(),
-        name: arguments.name.clone(),
+        pairs,
+        // The objects of a project have names that say nothing.
+        name: arguments.name.clone().or_else(|| {
+            let target = arguments.target.file_name().filter(|_| arguments.cargo.is_some());
+            target.map(|name| name.to_string_lossy().into_owned())
+        }),
         pins: arguments.pin.clone(),
         allow_inlined: arguments.allow_inlined,
     };

@@ -25,6 +25,7 @@ mod found;
 mod link;
 mod object;
 mod operands;
+mod pairs;
 mod patch;
 mod relocation;
 mod target;
@@ -34,6 +35,7 @@ pub use build::{Pair, Request, build};
 pub use debugger::SymbolFile;
 pub use format::FormatError;
 pub use link::{Frame, LinkError, Linked, Linker, Protection, Resolver, Segment, ThreadLocal, ThreadPlace};
+pub use pairs::pair_up;
 pub use patch::{
     Callback, Function, Note, NoteKind, Patch, Pin, Place, Relocation, Role, Section, Symbol, Target, When,
 };

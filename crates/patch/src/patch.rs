@@ -38,12 +38,12 @@ impl Patch {
             };
             let mut names = self.symbols.iter().filter(begins_it).map(|symbol| symbol.name.as_str());
             // A section's own symbol has its name, or none.
-            let named = names.find(|name| !name.is_empty() && !name.starts_with('.'));
+            let known = names.find(|name| !name.is_empty() && !name.starts_with('.'));
             let of_section = || match section.name.strip_prefix(".text.") {
                 Some(name) => name.strip_prefix("unlikely.").map_or(name.to_owned(), |name| format!("{name}.cold")),
                 None => section.name.clone(),
             };
-            (named.map_or_else(of_section, str::to_owned), index)
+            (known.map_or_else(of_section, str::to_owned), index)
         })
     }
 }

@@ -34,8 +34,8 @@ fn a_debugger_that_is_told_names_new_functions_and_finds_their_callers() {
     assert!(outcome.is_good(), "{}", outcome.error);
     let listed = target.trapline(&["status", "--json"]).json();
     let functions = listed["patches"][0]["functions"].as_array().expect("a list");
-    let pitch = functions.iter().find(|function| function["name"] == "pitch").expect("it is replaced");
-    let at = pitch["new"].as_u64().expect("an address");
+    let thrower = functions.iter().find(|function| function["name"] == "pitch").expect("it is replaced");
+    let at = thrower["new"].as_u64().expect("an address");
     let folder = built.scratch.join("symbols of \"throws\"");
     let outcome = target.trapline(&["symbols", folder.to_str().expect("a path")]);
     assert!(outcome.is_good(), "{}", outcome.error);

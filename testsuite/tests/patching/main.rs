@@ -3,7 +3,9 @@
 //! `TRAPLINE_PATCH_ROUNDS` says how often, 10 times unless set; `TRAPLINE_PATCH_THREADS` how many threads there are, 4 unless set.
 
 mod callbacks;
+mod cargo;
 mod debugger;
+mod package;
 mod refused;
 mod several;
 mod target;

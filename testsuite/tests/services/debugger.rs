@@ -6,6 +6,7 @@ use trapline_testsuite::{
     program::{Optimised, Program},
     run::{self, Command, End},
     scratch::Scratch,
+    web,
 };
 
 use super::{Recording, Service};
@@ -44,10 +45,10 @@ fn a_debugger_sees_nothing_afterwards_and_harms_nobody_meanwhile() {
     let (none, told, _) = frames(server.pid(), &scratch);
     assert!(none.is_empty() && told.contains("Operation not permitted"), "{none:?} {told}");
     while !recorder.has_ended() {
-        assert_eq!(super::servers::get(port, "/9"), b"45");
+        assert_eq!(web::get(port, "/9"), b"45");
     }
     recording.finish("with a debugger that comes late", recorder);
     run::wait_some(&"all threads asleep", asleep);
     assert_eq!(frames(server.pid(), &scratch).0, before);
-    assert_eq!(super::servers::get(port, "/9"), b"45");
+    assert_eq!(web::get(port, "/9"), b"45");
 }

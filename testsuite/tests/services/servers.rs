@@ -2,8 +2,6 @@
 
 use std::{
     env, fs,
-    io::{Read, Write},
-    net::TcpStream,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
@@ -14,6 +12,7 @@ use trapline_testsuite::{
     scratch::Scratch,
     snapshot::{Own, Snapshot},
     trapline,
+    web::get,
 };
 
 use super::{Recording, Service, check, code};
@@ -23,18 +22,6 @@ fn text(words: &[&str], folder: &Path) -> String {
     let outcome = Command::new(words, folder).run();
     assert_eq!(outcome.end, End::Status(0), "{words:?}: {}", outcome.error_text());
     outcome.text()
-}
-
-/// The body of what a server on this machine answers, without what comes before it.
-pub(crate) fn get(port: u16, path: &str) -> Vec<u8> {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("a connection");
-    stream.set_read_timeout(Some(run::PATIENCE)).expect("a time limit");
-    write!(stream, "GET {path} HTTP/1.0\r\n\r\n").expect("a request");
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).expect("an answer");
-    let end = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n").expect("headers");
-    assert!(answer[..end].starts_with(b"HTTP/1.0 200 "), "{}", String::from_utf8_lossy(&answer));
-    answer.split_off(end + 4)
 }
 
 #[test]
