@@ -3,7 +3,9 @@
 //! Owns [`borrow`], and [`with_own_tracer`] for all who trace for a moment. The thread is stopped wherever it is, preferably asleep in a system call. It goes on where it was, even if we are gone meanwhile.
 
 use std::{
-    fs, io, thread,
+    fs, io,
+    path::Path,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -21,12 +23,24 @@ use crate::{
 /// How long a thread has to stand still. One that waits for its child after vfork takes longer; then the next one is asked.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// Runs `work` in a thread of its own. The kernel lets all go on whom it traces when that ends, whatever happened.
+/// How long until it is looked whether a tracer is gone, which takes the kernel far less.
+const LOOK_AGAIN: Duration = Duration::from_micros(50);
+
+/// Runs `work` in a thread of its own. The kernel lets all go on whom it traces when that ends, whatever happened; they are free when this returns.
 pub(super) fn with_own_tracer<R: Send>(work: impl FnOnce() -> R + Send) -> R {
-    thread::scope(|scope| match scope.spawn(work).join() {
+    let both = || (work(), spawn::own_tid());
+    let (done, tracer) = thread::scope(|scope| match scope.spawn(both).join() {
         Ok(done) => done,
         Err(panic) => std::panic::resume_unwind(panic),
-    })
+    });
+    // A thread counts as ended when it has left its memory, which is before the kernel lets go whom it traces (do_exit: exit_mm, then exit_notify): the next tracer would be
+    // refused. When the kernel has forgotten it, both are done.
+    let task = format!("/proc/self/task/{tracer}");
+    let until = Instant::now() + PATIENCE;
+    while Path::new(&task).exists() && Instant::now() < until {
+        thread::sleep(LOOK_AGAIN);
+    }
+    done
 }
 
 /// Has a thread work.

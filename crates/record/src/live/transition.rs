@@ -142,6 +142,8 @@ impl<'a> Transition<'a> {
                 Ok(Ok(None)) => return Ok(report),
                 Ok(Ok(found)) => last = found,
                 Err(error) | Ok(Err(error)) if error.kind() == io::ErrorKind::TimedOut => {}
+                // Somebody traces a thread, perhaps for a moment only.
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied && waited < self.deadline => {}
                 Ok(Err(error)) => return Err(LiveError::system(self.pid, "exchanging the functions", error)),
                 Err(error) => return Err(LiveError::system(self.pid, "stopping its threads", error)),
             }
