@@ -13,6 +13,7 @@ mod config;
 mod diff;
 #[cfg(target_arch = "x86_64")]
 mod doctor;
+#[cfg(target_arch = "x86_64")]
 mod export;
 mod failure;
 mod functions;
@@ -22,6 +23,7 @@ mod info;
 mod live;
 mod names;
 mod pager;
+#[cfg(target_arch = "x86_64")]
 mod partition;
 mod patch;
 #[cfg(target_arch = "x86_64")]
@@ -29,6 +31,7 @@ mod record;
 mod replay;
 mod report;
 mod shell;
+#[cfg(target_arch = "x86_64")]
 mod sql;
 mod stress;
 
@@ -81,6 +84,7 @@ enum Verb {
     Diff(diff::Arguments),
     #[cfg(target_arch = "x86_64")]
     Doctor(doctor::Arguments),
+    #[cfg(target_arch = "x86_64")]
     Export(export::Arguments),
     Functions(functions::Arguments),
     Graph(graph::Arguments),
@@ -91,6 +95,7 @@ enum Verb {
     Record(record::Arguments),
     Replay(replay::Arguments),
     Report(report::Arguments),
+    #[cfg(target_arch = "x86_64")]
     Sql(sql::Arguments),
     Stress(stress::Arguments),
 }
@@ -99,13 +104,11 @@ impl Verb {
     /// Whether the verb prints what people read at length.
     fn has_pages(&self) -> bool {
         match self {
-            Self::Diff(_)
-            | Self::Functions(_)
-            | Self::Graph(_)
-            | Self::Info(_)
-            | Self::Replay(_)
-            | Self::Report(_)
-            | Self::Sql(_) => true,
+            Self::Diff(_) | Self::Functions(_) | Self::Graph(_) | Self::Info(_) | Self::Replay(_) | Self::Report(_) => {
+                true
+            }
+            #[cfg(target_arch = "x86_64")]
+            Self::Sql(_) => true,
             Self::Patch(arguments) => arguments.is_show(),
             _ => false,
         }
@@ -191,6 +194,7 @@ fn run(verb: &Verb) -> anyhow::Result<Outcome> {
         Verb::Diff(arguments) => diff::run(arguments),
         #[cfg(target_arch = "x86_64")]
         Verb::Doctor(arguments) => doctor::run(arguments),
+        #[cfg(target_arch = "x86_64")]
         Verb::Export(arguments) => export::run(arguments),
         Verb::Functions(arguments) => functions::run(arguments),
         Verb::Graph(arguments) => graph::run(arguments),
@@ -201,6 +205,7 @@ fn run(verb: &Verb) -> anyhow::Result<Outcome> {
         Verb::Record(arguments) => record::run(arguments),
         Verb::Replay(arguments) => replay::run(arguments),
         Verb::Report(arguments) => report::run(arguments),
+        #[cfg(target_arch = "x86_64")]
         Verb::Sql(arguments) => sql::run(arguments),
         Verb::Stress(arguments) => stress::run(arguments),
     }

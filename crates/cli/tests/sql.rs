@@ -1,10 +1,10 @@
 //! `sql`: a trace as tables.
+#![cfg(target_arch = "x86_64")]
 
 mod common;
 
-#[cfg(target_arch = "x86_64")]
-use std::collections::BTreeMap;
 use std::{
+    collections::BTreeMap,
     fs::{self, OpenOptions},
     io::{Read as _, Write as _},
     process::{Command, Output, Stdio},
@@ -276,7 +276,6 @@ fn a_prompt_answers_until_its_end() {
 }
 
 /// Threads that call each other's functions, recursion, and a thread that does not return from one.
-#[cfg(target_arch = "x86_64")]
 const PROGRAM: &str = "\
 #include <pthread.h>
 #define KEEP __attribute__((noinline, noclone))
@@ -294,7 +293,6 @@ int main(void) {
 ";
 
 /// What each function of a report has. By name, module and address.
-#[cfg(target_arch = "x86_64")]
 fn reported(report: &Value) -> BTreeMap<(String, String, u64), Vec<Option<u64>>> {
     const KEYS: [&str; 10] =
         ["calls", "open", "total_ns", "self_ns", "sum_ns", "min_ns", "avg_ns", "max_ns", "p50_ns", "p99_ns"];
@@ -308,7 +306,6 @@ fn reported(report: &Value) -> BTreeMap<(String, String, u64), Vec<Option<u64>>>
     functions.map(row).collect()
 }
 
-#[cfg(target_arch = "x86_64")]
 fn asked(rows: &[Vec<Value>]) -> BTreeMap<(String, String, u64), Vec<Option<u64>>> {
     let text = |value: &Value| value.as_str().expect("a text").to_owned();
     let row = |row: &Vec<Value>| {
@@ -318,7 +315,6 @@ fn asked(rows: &[Vec<Value>]) -> BTreeMap<(String, String, u64), Vec<Option<u64>
     rows.iter().map(row).collect()
 }
 
-#[cfg(target_arch = "x86_64")]
 #[test]
 fn of_a_program_with_threads_the_tables_say_what_the_report_says() {
     let directory = Directory::new("sql-threads");
