@@ -99,6 +99,7 @@ pub(crate) struct Target {
 
 /// What it says of itself.
 pub(crate) struct Answer {
+    pub(crate) calls: u64,
     pub(crate) mixed: u64,
     pub(crate) version: u32,
     pub(crate) is_count_kept: bool,
@@ -165,8 +166,9 @@ impl Target {
         self.input.write_all(format!("{letter}\n").as_bytes()).expect("a program that listens");
         let line = self.line();
         let numbers: Vec<u64> = line.split_whitespace().filter_map(|word| word.parse().ok()).collect();
-        let [_, mixed, version, is_count_kept] = numbers[..] else { panic!("the program says {line:?}") };
+        let [calls, mixed, version, is_count_kept] = numbers[..] else { panic!("the program says {line:?}") };
         Answer {
+            calls,
             mixed,
             version: u32::try_from(version).expect("a version"),
             is_count_kept: is_count_kept == 1,

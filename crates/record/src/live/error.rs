@@ -146,6 +146,17 @@ impl LiveError {
     pub(super) fn system(pid: Tid, doing: &'static str, source: io::Error) -> Self {
         Self::System { pid, doing, source }
     }
+
+    /// Whether a recorder is in the way, which goes again: it traces the process, or came in the middle, and traces its threads or has taken the memory that was free.
+    pub(super) fn may_pass(&self) -> bool {
+        match self {
+            Self::NotPatchable { reason: Refusal::Traced { name, .. }, .. } => name == "trapline",
+            Self::System { source, .. } => {
+                matches!(source.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::AlreadyExists)
+            }
+            _ => false,
+        }
+    }
 }
 
 /// A thread that was in the way.

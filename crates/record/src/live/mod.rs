@@ -34,7 +34,8 @@ use std::{
             net::{SocketAddr, UnixListener},
         },
     },
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
 use trapline_engine::{Addr, AddrRange, Mode, insn::InsnBytes};
@@ -134,6 +135,10 @@ impl Process {
         }
         let memory = Memory::open(pid).map_err(|error| LiveError::system(pid, "opening its memory", error))?;
         let mappings = maps::read(pid).map_err(|error| LiveError::system(pid, "reading its mappings", error))?;
+        // A recorder that came meanwhile may have mapped some of them, and takes that away.
+        if let Some(reason) = refusal::examine(pid).filter(|refusal| !harmless(refusal)) {
+            return Err(LiveError::NotPatchable { pid, reason });
+        }
         Ok(Self { pid, memory, mappings, _lock: lock })
     }
 
@@ -191,6 +196,31 @@ fn lock(pid: Tid) -> Result<UnixListener, LiveError> {
 /// It does not belong to the process, a callback was against it, or somebody was in a function that it replaces until the deadline. Nothing of the process was changed
 /// then.
 pub fn apply(pid: Tid, patch: &Patch, how: How) -> Result<Done, LiveError> {
+    between_recordings(how.deadline, |deadline| apply_now(pid, patch, How { deadline, ..how }))
+}
+
+/// Tries it again while a recorder is there, or comes in the middle, until the time is over. `work` gets what is left of it.
+fn between_recordings(
+    deadline: Duration,
+    mut work: impl FnMut(Duration) -> Result<Done, LiveError>,
+) -> Result<Done, LiveError> {
+    const PAUSE: Duration = Duration::from_millis(10);
+    // Code that a recorder has changed looks like code that is another's; that does not pass.
+    const CHANGES: u32 = 3;
+    let until = Instant::now() + deadline;
+    let (mut changes, mut left) = (0, deadline);
+    loop {
+        match work(left) {
+            Err(LiveError::OtherCode { .. }) if changes < CHANGES && !left.is_zero() => changes += 1,
+            Err(error) if error.may_pass() && !left.is_zero() => {}
+            done => return done,
+        }
+        thread::sleep(PAUSE.min(left));
+        left = until.saturating_duration_since(Instant::now());
+    }
+}
+
+fn apply_now(pid: Tid, patch: &Patch, how: How) -> Result<Done, LiveError> {
     if patch.target.mode != Mode::Bits64 {
         return Err(LiveError::Width { bits: patch.target.mode.bitness() });
     }
@@ -247,6 +277,10 @@ pub fn apply(pid: Tid, patch: &Patch, how: How) -> Result<Done, LiveError> {
 /// # Errors
 /// There is none, a callback was against it, or somebody was in its functions until the deadline. It is active then as before.
 pub fn revert(pid: Tid, name: Option<&str>, deadline: Duration) -> Result<Done, LiveError> {
+    between_recordings(deadline, |deadline| revert_now(pid, name, deadline))
+}
+
+fn revert_now(pid: Tid, name: Option<&str>, deadline: Duration) -> Result<Done, LiveError> {
     let process = Process::open(pid)?;
     let active = process.patches();
     let names = || active.iter().map(|patch| patch.name.clone()).collect::<Vec<_>>().join(", ");
