@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context, Result};
 use clap::Args;
 use serde_json::{Value, json};
-use trapline_record::live::{self, Active, Done, How, LiveError, Status};
+use trapline_record::live::{self, Done, How, Listed, LiveError};
 
 use crate::{Outcome, Refused, info::print, patch};
 
@@ -114,12 +114,12 @@ pub(crate) fn revert(arguments: &RevertArguments) -> Result<Outcome> {
 pub(crate) fn list(arguments: &ListArguments, is_long: bool) -> Result<Outcome> {
     let active = live::list(arguments.pid).map_err(refused)?;
     let text = if arguments.json {
-        let patches: Vec<Value> = active.iter().map(|(status, patch)| described(*status, patch)).collect();
+        let patches: Vec<Value> = active.iter().map(described).collect();
         format!("{}\n", json!({ "version": JSON_VERSION, "pid": arguments.pid, "patches": patches }))
     } else if active.is_empty() {
         format!("process {} has no patches\n", arguments.pid)
     } else {
-        active.iter().map(|(status, patch)| told(*status, patch, is_long)).collect()
+        active.iter().map(|listed| told(listed, is_long)).collect()
     };
     print(&text)?;
     Ok(Outcome::Good)
@@ -191,21 +191,30 @@ fn tell(what: &str, pid: i32, done: &Done, took: Duration, as_json: bool) -> Res
     Ok(Outcome::Good)
 }
 
-fn described(status: Status, patch: &Active) -> Value {
+fn described(listed: &Listed) -> Value {
+    let Listed { status, patch, unaware } = listed;
     json!({
         "name": patch.name, "status": status.code(), "target": patch.target, "build_id": patch.build_id, "tainted": patch.is_tainted,
         "applied_unix_s": patch.applied_unix_s, "address": patch.at, "bytes": patch.len_bytes,
         "functions": patch.functions.iter().map(|function| json!({
             "name": function.name, "old": function.old, "new": function.new,
         })).collect::<Vec<_>>(),
+        "unaware": unaware,
         "pins": patch.pins.iter().map(|pin| &pin.name).collect::<Vec<_>>(),
     })
 }
 
-fn told(status: Status, patch: &Active, is_long: bool) -> String {
+fn told(listed: &Listed, is_long: bool) -> String {
+    let Listed { status, patch, unaware } = listed;
     let tainted = if patch.is_tainted { ", tainted (--force)" } else { "" };
     let functions = patch.functions.len();
     let mut told = format!("{}: {}{tainted}, {functions} functions of {}\n", patch.name, status.code(), patch.target);
+    for unwinder in unaware {
+        let _ = writeln!(
+            told,
+            "  {unwinder} was loaded later and does not know the new code: an exception that goes through it ends the process; apply the patch again"
+        );
+    }
     if is_long {
         let _ = writeln!(told, "  build-id {}\n  {} bytes at {:#x}", patch.build_id, patch.len_bytes, patch.at);
         let lines = patch

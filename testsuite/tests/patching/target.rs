@@ -40,7 +40,8 @@ impl Built {
             // The compiler has linked it.
             return;
         }
-        let mut command = Command::new("c++");
+        // What C++ brings comes to a program of C with its libraries.
+        let mut command = Command::new(if self.language() == "c" { "cc" } else { "c++" });
         let object = self.scratch.join("old.o");
         command.args(self.flags).args(["-pthread", "-Wl,--build-id", "-o"]).arg(self.path()).arg(object).args(flags);
         run(&mut command);
@@ -174,6 +175,12 @@ impl Target {
             is_count_kept: is_count_kept == 1,
             events: line.split_whitespace().nth(4).unwrap_or_default().to_owned(),
         }
+    }
+
+    /// Whether the program answers to a letter, or ends.
+    pub(crate) fn survives(&mut self, letter: &str) -> bool {
+        self.input.write_all(format!("{letter}\n").as_bytes()).expect("a program that listens");
+        !self.line().is_empty()
     }
 
     /// `trapline patch VERB -p PID ...`

@@ -42,3 +42,38 @@ fn exceptions_are_thrown_in_go_through_and_are_caught_in_new_code() {
 fn panics_are_raised_in_go_through_and_are_caught_in_new_code() {
     back_and_forth(&Built::of("panicker.rs", "panicker", &[]), &["--cfg=new"], [1, 2], rounds());
 }
+
+/// An exception goes from the library through the program, which knows nothing of exceptions when it is patched.
+#[test]
+fn an_unwinder_that_is_loaded_later_is_told_of_and_knows_the_code_when_it_is_patched_again() {
+    let program = Built::of("late.c", "late", &["-fexceptions"]);
+    let library = Built::of("late_library.cpp", "late_library.so", &["-shared", "-fPIC"]);
+    let patch = program.patch("late", &["-DVERSION=2"], &[]);
+    let patch = patch.to_str().expect("a path");
+    let library = library.path();
+    for is_patched_again in [true, false] {
+        let mut target = Target::start_with(&program, &[library.to_str().expect("a path")]);
+        let is_done = |target: &Target| {
+            let outcome = target.trapline(&["apply", patch, "--deadline", "60"]);
+            assert!(outcome.is_good(), "{}", outcome.error);
+        };
+        let unaware = |target: &Target| target.trapline(&["list", "--json"]).json()["patches"][0]["unaware"].clone();
+        is_done(&target);
+        assert_eq!(unaware(&target), serde_json::json!([]));
+        assert_eq!(target.ask_for("l").version, 2);
+        assert_eq!(unaware(&target), serde_json::json!(["libgcc_s.so.1"]));
+        let listed = target.trapline(&["list"]);
+        assert!(listed.text.contains("apply the patch again"), "{}", listed.text);
+        if is_patched_again {
+            is_done(&target);
+            assert_eq!(unaware(&target), serde_json::json!([]));
+            let answer = target.ask_for("t");
+            assert_eq!((answer.version, answer.mixed), (2, 1), "what was thrown is caught");
+            assert!(target.trapline(&["revert", "--deadline", "60"]).is_good());
+            let answer = target.ask_for("t");
+            assert_eq!((answer.version, answer.mixed), (1, 2));
+        } else {
+            assert!(!target.survives("t"), "or it needs nothing of this");
+        }
+    }
+}

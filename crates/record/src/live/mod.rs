@@ -341,13 +341,38 @@ pub(crate) fn diverted(memory: &Memory, mappings: &[Mapping]) -> Vec<Diverted> {
         .collect()
 }
 
+/// A patch, as it is in a process.
+#[derive(Clone, Debug)]
+pub struct Listed {
+    /// How far it is.
+    pub status: Status,
+    /// What is known of it.
+    pub patch: Active,
+    /// Files whose unwinders do not know the new code, as they were loaded later.
+    pub unaware: Vec<String>,
+}
+
 /// What is active in a process.
 ///
 /// # Errors
 /// It cannot be looked at.
-pub fn list(pid: Tid) -> Result<Vec<(Status, Active)>, LiveError> {
+pub fn list(pid: Tid) -> Result<Vec<Listed>, LiveError> {
     let process = Process::look(pid)?;
-    Ok(process.active())
+    let active = process.active();
+    if active.is_empty() {
+        return Ok(Vec::new());
+    }
+    let objects =
+        Objects::of(pid, &process.memory, &process.mappings).map_err(process.system("reading its objects"))?;
+    // A patch that is in spite of one that cannot be told was forced, which is told.
+    let unwinders = unwinder::find(&objects).unwrap_or_default();
+    let listed = active.into_iter().map(|(status, patch)| {
+        let is_of_interest = patch.unwind.is_some() && status == Status::Active && !patch.is_tainted;
+        let unaware = unwinders.iter().filter(|unwinder| is_of_interest && !unwinder.is_led(&patch.detours));
+        let unaware = unaware.map(|unwinder| unwinder.object().to_owned()).collect();
+        Listed { status, patch, unaware }
+    });
+    Ok(listed.collect())
 }
 
 /// What a debugger needs to know of the patches of a process.

@@ -97,6 +97,16 @@ impl Unwinder {
         }
     }
 
+    /// Its file's name.
+    pub(super) fn object(&self) -> &str {
+        &self.object
+    }
+
+    /// Whether it has one of these detours.
+    pub(super) fn is_led(&self, detours: &[Detour]) -> bool {
+        detours.iter().any(|detour| detour.at == self.at.value())
+    }
+
     /// How much memory it takes.
     pub(super) fn area_bytes(linked: &Linked) -> u64 {
         let words = 4 + 3 * linked.frames.len() as u64;
