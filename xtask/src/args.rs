@@ -18,7 +18,7 @@ Usage: cargo xtask VERB
   fidelity [PROGRAM...]         real programs under trapline and under callgrind: every function was called as often as
                                 the trace says
   consumers [READER...]         the viewers, profilers and databases that read our exports find the calls and times of `trapline report`: perfetto, speedscope,
-                                profiler-cli, pprof, uftrace, babeltrace2, duckdb, chdb, spark; installs what is missing
+                                profiler-cli, pprof, uftrace, babeltrace2, duckdb, chdb, spark, sql; installs what is missing
   bench-peers [--quick|--full] [--only PEER]
                                 trapline beside uftrace, XRay, bpftrace and Frida, on the same work: writes docs/benchmarks.md. --quick takes fewer calls, and
                                 --only one tracer; both print instead of writing. --full reports on ten times as many calls

@@ -89,10 +89,12 @@ fn judge(
     let read = |trace: &Path| -> Result<Table> {
         let name = trace.file_stem().unwrap_or_default().to_string_lossy();
         let number = READERS.iter().position(|other| std::ptr::eq(other, reader)).unwrap_or_default();
-        let output = folder.join(format!("{name}-{number}-{}", reader.format));
-        let mut command = Command::new(trapline);
-        command.args(["export", "--quiet", "--format", reader.format, "-i"]).arg(trace).arg("-o").arg(&output);
-        install::output(&command, "trapline export")?;
+        let output = folder.join(format!("{name}-{number}-{}", reader.format.replace(' ', "-")));
+        match reader.format {
+            readers::TRACE => return (reader.read)(&tools, trace),
+            readers::DATA_SET => write_data_set(trapline, trace, whole, &output)?,
+            format => export(trapline, trace, &["--format", format], &output)?,
+        }
         (reader.read)(&tools, &output)
     };
     let found = read(whole)?;
@@ -103,6 +105,31 @@ fn judge(
         .iter()
         .any(|difference| difference.starts_with(&format!("{left_out}: ")));
     Ok(Verdict { calls: found.calls(), time_ns: found.time_ns(), different, is_control_found })
+}
+
+fn export(trapline: &Path, trace: &Path, options: &[&str], output: &Path) -> Result<()> {
+    let mut command = Command::new(trapline);
+    command.args(["export", "--quiet"]).args(options).arg("-i").arg(trace).arg("-o").arg(output);
+    install::output(&command, "trapline export").map(drop)
+}
+
+/// Writes the tables of two machines and two days into `calls` there. The trace is the first machine's, of the day that the document's queries ask for; the others are there to be told apart.
+fn write_data_set(trapline: &Path, trace: &Path, other: &Path, folder: &Path) -> Result<()> {
+    const DAY_NS: u64 = 24 * 3600 * 1_000_000_000;
+    const ASKED_FOR: u64 = 20_786 * DAY_NS;
+    fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
+    let origins = [
+        (trace, "web-1", ASKED_FOR),
+        (other, "web-2", ASKED_FOR + DAY_NS - 1),
+        (other, "web-1", ASKED_FOR - 1),
+        (other, "web-2", ASKED_FOR + DAY_NS),
+    ];
+    for (trace, host, started_unix_ns) in origins {
+        let copy = folder.join("trapline.data");
+        reduced::as_of(trace, &copy, host, started_unix_ns)?;
+        export(trapline, &copy, &["--format", "parquet", "--partition"], &folder.join("calls"))?;
+    }
+    Ok(())
 }
 
 /// Prints the rows, and says whether all is well.

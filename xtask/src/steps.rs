@@ -209,7 +209,7 @@ const RECORDING: &[Step] = &[
     .release(),
     Step::command(
         "consumers",
-        "cargo xtask consumers uftrace babeltrace2",
+        "cargo xtask consumers uftrace babeltrace2 sql",
         "tools that are quickly installed find the calls and times of the report in our exports, and a call that is left out is missed; `cargo xtask consumers` asks all",
     )
     .release(),

@@ -14,7 +14,7 @@ use trapline_image::Image;
 use trapline_trace::{Catalog, Reader};
 
 use crate::{
-    Outcome,
+    Outcome, color,
     info::print,
     report::{DEFAULT_TRACE, warn},
 };
@@ -79,6 +79,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome> {
 /// The functions of a file, as the recorder would arm them.
 fn of_executable(path: &Path) -> Result<Vec<Listed>> {
     let image = Image::open(path).with_context(|| format!("looking for the functions of {}", path.display()))?;
+    if image.is_cut() {
+        let style = color::warning();
+        eprintln!(
+            "{style}trapline:{style:#} {} is shorter than its headers say; functions behind its end are missing",
+            path.display()
+        );
+    }
     let module = path.to_string_lossy();
     let listed = image.functions().iter().map(|function| {
         let (reason, detail) = function.untraced().unzip();

@@ -6,12 +6,14 @@
 use std::{
     io::{self, BufWriter, IsTerminal as _, Read as _, Stdout, Write, stdin, stdout},
     path::PathBuf,
+    sync::{Arc, atomic::Ordering},
 };
 
 use anyhow::{Context as _, Result};
 use clap::Args;
 use rustyline::{DefaultEditor, error::ReadlineError};
 use serde_json::{Value as Json, json};
+use signal_hook::consts::SIGINT;
 use trapline_sql::{Error, Output, Session, TABLES, Value};
 use trapline_trace::hexadecimal;
 
@@ -86,16 +88,17 @@ fn told(error: Error) -> anyhow::Error {
             Refused(format!("{message}; the tables are {tables}, and `SELECT * FROM calls LIMIT 1` shows columns"))
                 .into()
         }
-        error @ Error::Failed { .. } => error.into(),
+        error @ (Error::Failed { .. } | Error::Cancelled) => error.into(),
     }
 }
 
-/// Asks people, until they have no more questions.
+/// Asks people, until they have no more questions. Ctrl-C drops what is typed, or the query that runs.
 fn prompt(session: &Session, printer: &mut Printer) -> Result<Outcome> {
     const FIRST: &str = "sql> ";
     const NEXT: &str = "...> ";
     let mut editor = DefaultEditor::new().context("cannot prepare the prompt; give the query as an argument")?;
-    eprintln!("Tables: {}. A query ends with a semicolon; Ctrl-D leaves.", TABLES.join(", "));
+    signal_hook::flag::register(SIGINT, Arc::clone(session.is_cancelled())).context("cannot prepare for Ctrl-C")?;
+    eprintln!("Tables: {}. A query ends with a semicolon; Ctrl-C cancels it; Ctrl-D leaves.", TABLES.join(", "));
     let mut query = String::new();
     loop {
         match editor.readline(if query.is_empty() { FIRST } else { NEXT }) {
@@ -108,9 +111,12 @@ fn prompt(session: &Session, printer: &mut Printer) -> Result<Outcome> {
             query.clear();
         } else if query.trim_end().ends_with(';') {
             let _ = editor.add_history_entry(query.as_str());
+            // Relaxed: nothing else is told by it.
+            session.is_cancelled().store(false, Ordering::Relaxed);
             match session.run(&query, printer).and_then(|()| printer.output.flush().map_err(Error::Output)) {
                 Err(error @ Error::Output(_)) => return Err(told(error)),
                 Err(error) => {
+                    printer.break_off().map_err(|error| told(Error::Output(error)))?;
                     let style = color::error();
                     eprintln!("{style}trapline:{style:#} {:#}", told(error));
                 }
@@ -169,6 +175,12 @@ impl Printer {
             waiting,
             widths,
         }
+    }
+
+    /// Leaves an answer as it is.
+    fn break_off(&mut self) -> io::Result<()> {
+        self.waiting.clear();
+        self.output.flush()
     }
 
     /// Prints the heading and the rows that wait.

@@ -84,7 +84,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome> {
         _ => anyhow::Error::from(error).context("the stress test could not be carried out"),
     })?;
     let text = if arguments.json { format!("{}\n", to_json(&report)) } else { Table(&report).to_string() };
-    io::stdout().write_all(text.as_bytes()).context("writing the report to standard output")?;
+    match io::stdout().write_all(text.as_bytes()) {
+        // Nobody reads it, but the status is an answer, too.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+        written => written.context("cannot write to standard output")?,
+    }
     explain(&report);
     Ok(match report.verdict() {
         Verdict::Clean => Outcome::Good,

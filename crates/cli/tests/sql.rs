@@ -7,7 +7,7 @@ use std::{
     collections::BTreeMap,
     fs::{self, OpenOptions},
     io::{Read as _, Write as _},
-    process::{Command, Output, Stdio},
+    process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio},
 };
 
 use common::{Directory, write_calls, write_trace};
@@ -241,38 +241,84 @@ fn a_trace_that_is_cut_foreign_or_not_there_is_told_as_elsewhere() {
     }
 }
 
+/// `trapline sql` on a terminal, which `script` makes.
+struct Prompt {
+    script: Child,
+    keys: ChildStdin,
+    screen: ChildStdout,
+    /// All that was shown.
+    shown: String,
+}
+
+impl Prompt {
+    fn start(directory: &Directory, line: &str) -> Self {
+        let mut command = Command::new("timeout");
+        let asked = format!("{} {line}", env!("CARGO_BIN_EXE_trapline"));
+        let command = directory.confine(&mut command).args(["60", "script", "-qec", &asked, "/dev/null"]);
+        let mut script = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("script runs");
+        let (keys, screen) = (script.stdin.take().expect("a pipe"), script.stdout.take().expect("a pipe"));
+        Self { script, keys, screen, shown: String::new() }
+    }
+
+    /// Types when something is shown that was not there before.
+    fn when(&mut self, awaited: &str, keys: &str) {
+        let begin = self.shown.len();
+        while !self.shown[begin..].contains(awaited) {
+            let mut bytes = [0; 4096];
+            let read = self.screen.read(&mut bytes).expect("what the terminal shows");
+            assert!(read > 0, "it ended: {}", self.shown);
+            self.shown.push_str(&String::from_utf8_lossy(&bytes[..read]));
+        }
+        self.keys.write_all(keys.as_bytes()).expect("it reads");
+    }
+
+    /// The status, and all that was shown.
+    fn end(mut self) -> (Option<i32>, String) {
+        let mut rest = Vec::new();
+        self.screen.read_to_end(&mut rest).expect("what the terminal shows");
+        self.shown.push_str(&String::from_utf8_lossy(&rest));
+        (self.script.wait().expect("it ends").code(), self.shown)
+    }
+}
+
 #[test]
 fn a_prompt_answers_until_its_end() {
     let directory = small("sql-prompt");
-    let mut command = Command::new("timeout");
-    let asked = format!("{} sql", env!("CARGO_BIN_EXE_trapline"));
-    let command = directory.confine(&mut command).args(["60", "script", "-qec", &asked, "/dev/null"]);
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("script runs");
-    let (mut input, mut output) = (child.stdin.take().expect("a pipe"), child.stdout.take().expect("a pipe"));
-    let mut text = String::new();
-    // Each line is typed when it is asked for; at last, a control character says that there are no more.
-    for (asked, line) in [
-        ("sql> ", "SELECT nonsense;\n"),
-        ("sql> ", "SELECT function, calls\n"),
-        ("...> ", "FROM functions WHERE calls = 3;\n"),
-        ("sql> ", "\x04"),
-    ] {
-        let begin = text.len();
-        while !text[begin..].contains(asked) {
-            let mut bytes = [0; 4096];
-            let read = output.read(&mut bytes).expect("what the terminal shows");
-            assert!(read > 0, "it ended: {text}");
-            text.push_str(&String::from_utf8_lossy(&bytes[..read]));
-        }
-        input.write_all(line.as_bytes()).expect("it reads");
-    }
-    let mut rest = Vec::new();
-    output.read_to_end(&mut rest).expect("what the terminal shows");
-    assert_eq!(child.wait().expect("it ends").code(), Some(0), "{text}");
-    text.push_str(&String::from_utf8_lossy(&rest));
+    let mut prompt = Prompt::start(&directory, "sql");
+    prompt.when("sql> ", "SELECT nonsense;\n");
+    prompt.when("sql> ", "SELECT function, calls\n");
+    prompt.when("...> ", "FROM functions WHERE calls = 3;\n");
+    // There are no more.
+    prompt.when("sql> ", "\x04");
+    let (status, text) = prompt.end();
+    assert_eq!(status, Some(0), "{text}");
     for part in ["Tables: calls, functions, threads, losses", "sql> ", "no such column: nonsense", "work          3"] {
         assert!(text.contains(part), "{part}: {text}");
     }
+}
+
+/// Has rows without an end.
+const ENDLESS: &str = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i AS number FROM n";
+
+#[test]
+fn an_interrupt_at_the_prompt_cancels_the_query_and_not_the_program() {
+    let directory = small("sql-cancelled");
+    let mut prompt = Prompt::start(&directory, "sql");
+    for _ in 0..2 {
+        prompt.when("sql> ", &format!("{ENDLESS};\n"));
+        prompt.when("1000\r\n", "\x03");
+    }
+    prompt.when("sql> ", "SELECT 'of a', 'line\n");
+    prompt.when("...> ", "\x03");
+    prompt.when("sql> ", "SELECT calls AS answered FROM functions WHERE function = 'work';\n");
+    prompt.when("       3\r\n", "\x04");
+    let (status, text) = prompt.end();
+    assert_eq!((status, text.matches("the query was cancelled").count()), (Some(0), 2), "{text}");
+    // As a control: without a prompt there is nobody to go on for.
+    let mut alone = Prompt::start(&directory, &format!("sql --no-pager \"{ENDLESS}\""));
+    alone.when("1000\r\n", "\x03");
+    let (status, text) = alone.end();
+    assert!(status == Some(130) && !text.contains("cancelled"), "{status:?}");
 }
 
 /// Threads that call each other's functions, recursion, and a thread that does not return from one.

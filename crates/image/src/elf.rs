@@ -29,6 +29,8 @@ pub(crate) struct Elf<'a> {
     /// Whether addresses are final: the file is not position-independent.
     pub(crate) is_fixed: bool,
     pub(crate) entry: u64,
+    /// The file ends before what its headers say is loaded.
+    pub(crate) is_cut: bool,
     pub(crate) segments: Vec<Segment>,
     pub(crate) sections: Vec<Section<'a>>,
     pub(crate) build_id: Option<&'a [u8]>,
@@ -166,6 +168,7 @@ impl<'a> Elf<'a> {
             mode,
             is_fixed: header.e_type(ENDIAN) == elf::ET_EXEC,
             entry: header.e_entry(ENDIAN).into(),
+            is_cut: programs.iter().any(|program| is_behind_end::<File>(program, bytes.len())),
             segments,
             sections: sections::<File>(header, bytes),
             build_id,
@@ -341,6 +344,12 @@ fn segment<File: FileHeader<Endian = LittleEndian>>(
     let address: u64 = program.p_vaddr(ENDIAN).into();
     address.checked_add(program.p_memsz(ENDIAN).into())?;
     Some(Segment { address, file: start..end, is_code: program.p_flags(ENDIAN).contains(elf::PF_X) })
+}
+
+/// Whether what is loaded of a file was more than it has.
+fn is_behind_end<File: FileHeader<Endian = LittleEndian>>(program: &File::ProgramHeader, file_bytes: usize) -> bool {
+    let (offset, len): (u64, u64) = (program.p_offset(ENDIAN).into(), program.p_filesz(ENDIAN).into());
+    program.p_type(ENDIAN) == elf::PT_LOAD && offset.saturating_add(len) > file_bytes as u64
 }
 
 fn build_id<'a, File>(program: &File::ProgramHeader, bytes: &'a [u8]) -> Option<&'a [u8]>

@@ -106,6 +106,7 @@ pub struct Image {
     left_out: Vec<LeftOut>,
     text: AddrRange,
     lowest: u64,
+    is_cut: bool,
 }
 
 impl Image {
@@ -161,9 +162,15 @@ impl Image {
             left_out,
             text: AddrRange { start: Addr::new(start), end: Addr::new(end) },
             lowest: elf.segments.iter().map(|segment| segment.address).min().unwrap_or(0),
+            is_cut: elf.is_cut,
             segments: elf.segments,
             bytes,
         })
+    }
+
+    /// Whether the file ends before what its headers say is loaded: it was cut, and functions may be missing.
+    pub fn is_cut(&self) -> bool {
+        self.is_cut
     }
 
     /// All functions, by ascending address, each address once. Sites are numbered as they are here.

@@ -11,10 +11,15 @@ mod whole;
 use std::{
     io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
-use rusqlite::{Batch, Connection, Row, Statement, fallible_iterator::FallibleIterator as _, types::ValueRef};
+use rusqlite::{
+    Batch, Connection, ErrorCode, Row, Statement, fallible_iterator::FallibleIterator as _, types::ValueRef,
+};
 use trapline_trace::{Catalog, Damage, Reader};
 use whole::Source;
 
@@ -26,6 +31,9 @@ const SORT_KIB: u32 = 16 << 10;
 
 /// Threads that it sorts with beside the one that makes rows.
 const SORT_THREADS: u32 = 2;
+
+/// Steps of `SQLite`'s machine after which it looks whether an answer is still wanted: some hundred rows.
+const STEPS_A_LOOK: i32 = 2000;
 
 /// Why a question has no answer.
 #[derive(Debug, thiserror::Error)]
@@ -48,11 +56,17 @@ pub enum Error {
     /// The answer cannot be written.
     #[error("{0}")]
     Output(#[source] io::Error),
+    /// The answer is no longer wanted.
+    #[error("the query was cancelled")]
+    Cancelled,
 }
 
 impl From<rusqlite::Error> for Error {
     fn from(error: rusqlite::Error) -> Self {
         match error {
+            rusqlite::Error::SqliteFailure(failure, _) if failure.code == ErrorCode::OperationInterrupted => {
+                Self::Cancelled
+            }
             rusqlite::Error::SqliteFailure(_, Some(message)) => Self::Failed { message },
             error => Self::Failed { message: error.to_string() },
         }
@@ -112,6 +126,7 @@ pub trait Output {
 pub struct Session {
     connection: Connection,
     source: Arc<Source>,
+    is_cancelled: Arc<AtomicBool>,
 }
 
 impl Session {
@@ -126,13 +141,17 @@ impl Session {
             catalog.take(chunk);
         }
         let source = Arc::new(Source::new(PathBuf::from(input), catalog, reader.damage().clone()));
-        let connection = Connection::open_in_memory()?;
+        let mut connection = Connection::open_in_memory()?;
         // Statements that SQLite sorts for: in files, beyond some memory. Text is compared by its bytes, as everywhere here.
         connection.execute_batch(&format!(
             "PRAGMA temp_store = file; PRAGMA cache_size = -{SORT_KIB}; PRAGMA threads = {SORT_THREADS};"
         ))?;
         table::register(&connection, &source)?;
-        Ok(Self { connection, source })
+        let is_cancelled = Arc::new(AtomicBool::new(false));
+        let asked = Arc::clone(&is_cancelled);
+        // Relaxed: nothing else is told by it.
+        connection.progress_handler(STEPS_A_LOOK, Some(move || asked.load(Ordering::Relaxed)))?;
+        Ok(Self { connection, source, is_cancelled })
     }
 
     /// Everything that the trace tells but the events.
@@ -150,10 +169,15 @@ impl Session {
         self.source.senseless_chunks()
     }
 
+    /// While it is true, answers are not wanted: [`Session::run`] ends with [`Error::Cancelled`]. A signal handler may set it.
+    pub fn is_cancelled(&self) -> &Arc<AtomicBool> {
+        &self.is_cancelled
+    }
+
     /// Carries out statements, separated by semicolons, and tells the answers of those that have one.
     ///
     /// # Errors
-    /// [`Error::Query`], [`Error::Failed`], [`Error::Output`]. What came before was carried out.
+    /// [`Error::Query`], [`Error::Failed`], [`Error::Output`], [`Error::Cancelled`]. What came before was carried out.
     pub fn run(&self, statements: &str, output: &mut dyn Output) -> Result<(), Error> {
         let mut batch = Batch::new(&self.connection, statements);
         while let Some(mut statement) = batch.next().map_err(wrong)? {

@@ -30,6 +30,7 @@ impl Tools {
         let tools = Self { folder: target_folder().join("consumers") };
         fs::create_dir_all(&tools.folder).with_context(|| format!("creating {}", tools.folder.display()))?;
         match tool {
+            "sql" => {}
             "uftrace" => packages::ensure(&[("/usr/bin/uftrace", "uftrace")])?,
             "babeltrace2" => packages::ensure(&[("/usr/bin/babeltrace2", "babeltrace2")])?,
             "pprof" => packages::ensure(&[("/usr/bin/go", "golang-go")])?,

@@ -12,6 +12,13 @@ use super::{
     install::{Tools, output},
     table::{Sums, Table},
 };
+use crate::{target_folder, workspace_root};
+
+/// Instead of a format: tables of several traces, the one in question as that of one machine's day.
+pub(super) const DATA_SET: &str = "data set";
+
+/// Instead of a format: the trace itself.
+pub(super) const TRACE: &str = "trace";
 
 /// A tool and a format that it reads.
 pub(super) struct Reader {
@@ -39,6 +46,10 @@ pub(super) const READERS: &[Reader] = &[
     Reader::new("duckdb", "parquet", |tools, file| tables(tools, "duckdb", file)),
     Reader::new("chdb", "parquet", |tools, file| tables(tools, "chdb", file)),
     Reader::new("spark", "parquet", |tools, file| tables(tools, "spark", file)),
+    Reader::new("duckdb", DATA_SET, |tools, folder| data_set(tools, "duckdb", folder)),
+    Reader::new("chdb", DATA_SET, |tools, folder| data_set(tools, "chdb", folder)),
+    Reader::new("spark", DATA_SET, |tools, folder| data_set(tools, "spark", folder)),
+    Reader::new("sql", TRACE, sql),
 ];
 
 impl Reader {
@@ -79,6 +90,25 @@ fn tables(tools: &Tools, engine: &str, file: &Path) -> Result<Table> {
     let mut command = tools.python_script("tables.py");
     command.arg(engine).arg(file);
     Table::of_json(&output(&command, engine)?)
+}
+
+/// By the query that the document has for it.
+fn data_set(tools: &Tools, engine: &str, folder: &Path) -> Result<Table> {
+    let mut command = tools.python_script("tables.py");
+    command.arg(engine).arg(folder).arg(workspace_root().join("docs/exports.md"));
+    Table::of_json(&output(&command, engine)?)
+}
+
+/// Adds up the rows of `calls`: the numbers of `functions` are made as the report's are.
+fn sql(_: &Tools, trace: &Path) -> Result<Table> {
+    const QUERY: &str =
+        "SELECT json_group_object(function, json_object('calls', calls, 'sum_ns', sum_ns, 'self_ns', self_ns)) FROM
+        (SELECT function, count(*) AS calls, total(duration_ns) AS sum_ns, total(self_ns) AS self_ns FROM calls GROUP BY function)";
+    let mut command = Command::new(target_folder().join("release/trapline"));
+    command.args(["sql", "--json", QUERY, "-i"]).arg(trace);
+    let answer: Value = serde_json::from_str(&output(&command, "trapline sql")?).context("no JSON came back")?;
+    let functions = answer["rows"][0][0].as_str().context("no row came back")?;
+    Table::of_json(&format!("{{\"functions\":{functions}}}"))
 }
 
 /// Markers are calls; of the call tree, a sample is a nanosecond.
