@@ -105,7 +105,7 @@ pub enum LiveError {
         blocked: Box<Blocked>,
     },
     /// The threads did not stand still.
-    #[error("given up after {} s: not all threads could be stopped; one may wait in the kernel, as after vfork", .waited.as_secs_f32())]
+    #[error("given up after {} s: not all threads could be stopped; one may wait in the kernel, as after vfork, or get no processor", .waited.as_secs_f32())]
     Unstoppable {
         /// How long it was tried.
         waited: Duration,
