@@ -248,6 +248,8 @@ struct Prompt {
     screen: ChildStdout,
     /// All that was shown.
     shown: String,
+    /// Behind what was awaited last.
+    seen: usize,
 }
 
 impl Prompt {
@@ -257,18 +259,20 @@ impl Prompt {
         let command = directory.confine(&mut command).args(["60", "script", "-qec", &asked, "/dev/null"]);
         let mut script = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("script runs");
         let (keys, screen) = (script.stdin.take().expect("a pipe"), script.stdout.take().expect("a pipe"));
-        Self { script, keys, screen, shown: String::new() }
+        Self { script, keys, screen, shown: String::new(), seen: 0 }
     }
 
-    /// Types when something is shown that was not there before.
+    /// Types when something is shown behind what was awaited before. What is typed is shown, too, and control characters mean something else before there is a prompt.
     fn when(&mut self, awaited: &str, keys: &str) {
-        let begin = self.shown.len();
-        while !self.shown[begin..].contains(awaited) {
+        self.seen = loop {
+            if let Some(at) = self.shown[self.seen..].find(awaited) {
+                break self.seen + at + awaited.len();
+            }
             let mut bytes = [0; 4096];
             let read = self.screen.read(&mut bytes).expect("what the terminal shows");
             assert!(read > 0, "it ended: {}", self.shown);
             self.shown.push_str(&String::from_utf8_lossy(&bytes[..read]));
-        }
+        };
         self.keys.write_all(keys.as_bytes()).expect("it reads");
     }
 
@@ -286,8 +290,10 @@ fn a_prompt_answers_until_its_end() {
     let directory = small("sql-prompt");
     let mut prompt = Prompt::start(&directory, "sql");
     prompt.when("sql> ", "SELECT nonsense;\n");
+    prompt.when("no such column: nonsense", "");
     prompt.when("sql> ", "SELECT function, calls\n");
     prompt.when("...> ", "FROM functions WHERE calls = 3;\n");
+    prompt.when("work          3", "");
     // There are no more.
     prompt.when("sql> ", "\x04");
     let (status, text) = prompt.end();
@@ -307,11 +313,13 @@ fn an_interrupt_at_the_prompt_cancels_the_query_and_not_the_program() {
     for _ in 0..2 {
         prompt.when("sql> ", &format!("{ENDLESS};\n"));
         prompt.when("1000\r\n", "\x03");
+        prompt.when("the query was cancelled", "");
     }
     prompt.when("sql> ", "SELECT 'of a', 'line\n");
     prompt.when("...> ", "\x03");
     prompt.when("sql> ", "SELECT calls AS answered FROM functions WHERE function = 'work';\n");
-    prompt.when("       3\r\n", "\x04");
+    prompt.when("       3\r\n", "");
+    prompt.when("sql> ", "\x04");
     let (status, text) = prompt.end();
     assert_eq!((status, text.matches("the query was cancelled").count()), (Some(0), 2), "{text}");
     // As a control: without a prompt there is nobody to go on for.
