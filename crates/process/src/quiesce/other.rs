@@ -18,7 +18,7 @@ use crate::sys::{
     memory::OtherMemory,
     pages::PageVec,
     procfs::TaskDir,
-    ptrace::Registers,
+    ptrace::{Registers, mode_of_segment},
     restart,
     signal::{self, SignalSet},
 };
@@ -94,7 +94,11 @@ impl OtherProcess {
         if registers.is_kernel_worker() {
             return None;
         }
-        let thread_pointer = registers.raw().fs_base;
+        let mode = mode_of_segment(registers.raw().cs);
+        let thread_pointer = match mode {
+            Mode::Bits32 => registers.raw().gs_base,
+            Mode::Bits64 => registers.raw().fs_base,
+        };
         let context = Context {
             pc: registers.pc(),
             sp: registers.sp(),
@@ -102,7 +106,7 @@ impl OtherProcess {
             thread_pointer: (thread_pointer != 0).then_some(Addr::new(thread_pointer)),
             floor: None,
         };
-        let inspector = Inspector::new(Mode::Bits64, &self.memory, &self.map, words);
+        let inspector = Inspector::new(mode, &self.memory, &self.map, words);
         inspector.with_contexts(contexts).blocker_of(tid, context)
     }
 }
@@ -112,5 +116,5 @@ impl OtherProcess {
 pub fn may_start_again(registers: &libc::user_regs_struct) -> bool {
     let number = isize::try_from(registers.orig_rax.cast_signed()).unwrap_or(-1);
     let is_interrupted = registers.rax.cast_signed() == -i64::from(libc::EINTR);
-    is_interrupted && number >= 0 && restart::may_start_again(number)
+    is_interrupted && number >= 0 && restart::may_start_again(mode_of_segment(registers.cs), number)
 }

@@ -212,7 +212,8 @@ impl<'a> Session<'a> {
     /// Has the kernel start the system call again that a stopped thread was in, where it would return `EINTR` on our account.
     fn hide_interruption(&mut self, tid: Tid) {
         if let Ok(Some(number)) = ptrace::failing_call(tid, libc::EINTR)
-            && restart::may_start_again(number)
+            && let Ok(mode) = ptrace::mode(tid)
+            && restart::may_start_again(mode, number)
             && ptrace::set_failure(tid, ptrace::ERESTARTNOHAND).is_ok()
         {
             self.restarted_syscalls += 1;

@@ -3,11 +3,11 @@
 //! Only `PTRACE_SEIZE` is used. Unlike `PTRACE_ATTACH` it sends no SIGSTOP, which the target could see, and its threads can be interrupted
 //! at any time. Source: ptrace(2).
 //!
-//! [`Registers`] is where the width shows: the tracer and its threads have the same one, so the kernel's native layout is right.
+//! [`Registers`] is where the width shows: it is the tracer's own. A 64-bit tracer sees the registers of 32-bit threads in the lower halves of its own.
 
 use std::mem::offset_of;
 
-use trapline_engine::Addr;
+use trapline_engine::{Addr, Mode};
 
 use super::{
     errno::Errno,
@@ -142,6 +142,26 @@ pub(crate) fn failing_call(tid: Tid, errno: i32) -> Result<Option<isize>, Errno>
     }
     let number = peek(tid, NUMBER_AT)?;
     Ok((number >= 0).then_some(number))
+}
+
+/// What code a stopped thread executes.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn mode(tid: Tid) -> Result<Mode, Errno> {
+    peek(tid, offset_of!(libc::user_regs_struct, cs)).map(|segment| mode_of_segment(segment.cast_unsigned() as u64))
+}
+
+/// A 32-bit tracer traces nothing else.
+#[cfg(target_arch = "x86")]
+#[expect(clippy::unnecessary_wraps, reason = "as at 64 bit")]
+pub(crate) fn mode(_tid: Tid) -> Result<Mode, Errno> {
+    Ok(Mode::Bits32)
+}
+
+/// What code a thread with this code segment executes: 32-bit programs have one of their own (`__USER32_CS`).
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn mode_of_segment(segment: u64) -> Mode {
+    const CODE_32: u64 = 0x23;
+    if segment == CODE_32 { Mode::Bits32 } else { Mode::Bits64 }
 }
 
 /// Replaces the error with which the system call that a stopped thread is in will fail.

@@ -10,6 +10,7 @@
 //! starts afresh.
 
 use libc::c_long;
+use trapline_engine::Mode;
 
 /// Calls whose `EINTR` means that nothing has happened yet, so that a second start is the same as a first.
 ///
@@ -44,20 +45,46 @@ const RESTARTABLE: &[c_long] = &[
 #[cfg(target_arch = "x86_64")]
 const RESTARTABLE_HERE: &[c_long] = &[libc::SYS_semop, libc::SYS_semtimedop, libc::SYS_accept];
 
-/// i386 reaches System V semaphores and the older socket calls through one number each, and has variants with 64-bit time.
+/// See [`NARROW`].
 #[cfg(target_arch = "x86")]
-const RESTARTABLE_HERE: &[c_long] = &[
-    libc::SYS_ipc,
-    libc::SYS_socketcall,
-    // arch/x86/entry/syscalls/syscall_32.tbl; `libc` has no names for them.
+const RESTARTABLE_HERE: &[c_long] = NARROW;
+
+/// The numbers that 32-bit code has for all of these (`arch/x86/entry/syscalls/syscall_32.tbl`). It reaches System V semaphores and the older socket calls through
+/// one number each, and has variants with 64-bit time.
+const NARROW: &[c_long] = &[
+    3,   // read
+    4,   // write
+    102, // socketcall
+    117, // ipc
+    145, // readv
+    146, // writev
+    177, // rt_sigtimedwait
+    247, // io_getevents
+    256, // epoll_wait
+    319, // epoll_pwait
+    337, // recvmmsg
+    345, // sendmmsg
+    362, // connect
+    364, // accept4
+    369, // sendto
+    370, // sendmsg
+    371, // recvfrom
+    372, // recvmsg
     417, // recvmmsg_time64
     420, // semtimedop_time64
     421, // rt_sigtimedwait_time64
+    426, // io_uring_enter
+    441, // epoll_pwait2
 ];
 
-/// Whether the system call of this number may be started again after `EINTR`.
-pub(crate) fn may_start_again(number: isize) -> bool {
-    c_long::try_from(number).is_ok_and(|number| RESTARTABLE.contains(&number) || RESTARTABLE_HERE.contains(&number))
+/// Whether the system call of this number may be started again after `EINTR`. `mode` is that of the code that made it.
+pub(crate) fn may_start_again(mode: Mode, number: isize) -> bool {
+    let Ok(number) = c_long::try_from(number) else { return false };
+    if mode == Mode::NATIVE {
+        RESTARTABLE.contains(&number) || RESTARTABLE_HERE.contains(&number)
+    } else {
+        mode == Mode::Bits32 && NARROW.contains(&number)
+    }
 }
 
 #[cfg(test)]
@@ -67,10 +94,18 @@ mod tests {
     #[test]
     fn waiting_calls_start_again_and_close_does_not() {
         let number = |call: c_long| isize::try_from(call).unwrap();
-        assert!(may_start_again(number(libc::SYS_epoll_wait)));
-        assert!(may_start_again(number(libc::SYS_rt_sigtimedwait)));
-        assert!(!may_start_again(number(libc::SYS_close)));
-        assert!(!may_start_again(number(libc::SYS_ioctl)));
-        assert!(!may_start_again(-1));
+        assert!(may_start_again(Mode::NATIVE, number(libc::SYS_epoll_wait)));
+        assert!(may_start_again(Mode::NATIVE, number(libc::SYS_rt_sigtimedwait)));
+        assert!(!may_start_again(Mode::NATIVE, number(libc::SYS_close)));
+        assert!(!may_start_again(Mode::NATIVE, number(libc::SYS_ioctl)));
+        assert!(!may_start_again(Mode::NATIVE, -1));
+        // `epoll_wait` and `close`.
+        assert!(may_start_again(Mode::Bits32, 256) && !may_start_again(Mode::Bits32, 6));
+    }
+
+    #[cfg(target_arch = "x86")]
+    #[test]
+    fn the_numbers_are_the_c_librarys() {
+        assert!(RESTARTABLE.iter().all(|number| NARROW.contains(number)));
     }
 }
