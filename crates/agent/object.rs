@@ -28,13 +28,17 @@ pub(crate) enum Variant {
     Preloaded,
     /// The recorder maps it into a process that runs already: from a thread pointer of its own on, the base of the gs segment.
     Injected,
+    /// The recorder maps it into a 32-bit process, and fills in every address: from the base of the fs segment on.
+    Narrow,
 }
 
 impl Variant {
-    fn file_name(self) -> &'static str {
+    /// The name of the object's file.
+    pub(crate) fn file_name(self) -> &'static str {
         match self {
             Self::Preloaded => "trapline-agent.so",
             Self::Injected => "trapline-agent-injected.so",
+            Self::Narrow => "trapline-agent-i386.so",
         }
     }
 }
@@ -55,10 +59,10 @@ pub(crate) fn build(
     let code = out_dir.join("trapline_agent.o");
     let object = out_dir.join(variant.file_name());
     let script = out_dir.join("trapline-agent.map");
-    let mut compile = rustc(toolchain);
+    let mut compile = rustc(toolchain, variant);
     compile.args(["--crate-name", "trapline_abi", "--emit", "link"]).arg(abi_source).arg("-o").arg(&layouts);
     run(&mut compile, "compile the layouts that the agent and the recorder share")?;
-    let mut compile = rustc(toolchain);
+    let mut compile = rustc(toolchain, variant);
     compile.args(["--crate-name", "trapline_agent", "--emit", "obj"]).arg(agent_source).arg("-o").arg(&code);
     let mut library = OsString::from("trapline_abi=");
     library.push(&layouts);
@@ -83,10 +87,16 @@ pub(crate) fn build(
         "-Wl,--hash-style=gnu",
         "-Wl,--build-id=none",
     ]);
+    if variant == Variant::Narrow {
+        link.args(["-m32", "-Wl,-z,notext"]);
+    }
     let mut exports = OsString::from("-Wl,--version-script=");
     exports.push(&script);
     link.arg(exports);
     run(&mut link, "link the agent")?;
+    if variant == Variant::Narrow {
+        return Ok(object);
+    }
     let mut bytes = std::fs::read(&object).map_err(|error| format!("cannot read {}: {error}", object.display()))?;
     tell_thread_offset(&mut bytes)
         .ok_or("cannot find where the agent's relocations are; please report which linker this is")?;
@@ -127,14 +137,15 @@ fn tell_thread_offset(bytes: &mut [u8]) -> Option<()> {
     Some(())
 }
 
-fn rustc(toolchain: &Toolchain) -> Command {
+fn rustc(toolchain: &Toolchain, variant: Variant) -> Command {
+    let relocation = if variant == Variant::Narrow { "relocation-model=static" } else { "relocation-model=pic" };
     let mut command = Command::new(&toolchain.rustc);
     command.args(["--edition", "2024", "--crate-type", "lib", "--target", &toolchain.target]);
     for option in [
         "opt-level=3",
         "panic=abort",
         "codegen-units=1",
-        "relocation-model=pic",
+        relocation,
         "force-unwind-tables=yes",
         "debug-assertions=off",
         "overflow-checks=off",

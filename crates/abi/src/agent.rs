@@ -17,17 +17,26 @@
 //! An entry finds the address of `off` on the stack, and the id at [`SITE_ID_OFFSET`] from it; the word above that on the stack is the function's slot. One that hooks
 //! the return *calls* `off`, so that the return address is the processor's prediction as well as the slot's; all else goes there by a jump or a return.
 //!
+//! At 32 bit every entry is called, from `on`. A function there may take its arguments off the stack when it returns, which the return code has to know: above the
+//! site's id there is how much, [`POPPED_SHIFT`] says where.
+//!
 //! The stubs of a module lie in one piece of memory, an *area*. It begins with a [`StubArea`] and ends with a table of [`StubPlace`]s, so that the
 //! agent knows which instruction of the program a thread is at that is in a stub.
 //!
 //! Some functions of the program's libraries are led through the agent, whether they are traced or not: those that unwind. Their sites jump to a
-//! *detour*, which loads the address of its [`Detour`] into r10 and jumps to [`Detour::through`].
+//! *detour*, which loads the address of its [`Detour`] into r10 (edx at 32 bit) and jumps to [`Detour::through`].
 
 /// Where the site's id lies, from the address of a stub's second half.
 pub const SITE_ID_OFFSET: i64 = -9;
 
 /// Bytes of a site's id in front of a stub.
 pub const SITE_ID_BYTES: usize = 4;
+
+/// How far left of the site's id there is what a function of 32-bit code pops beside its return address, in words of 4 bytes (`ret imm16`).
+pub const POPPED_SHIFT: u32 = crate::record::PAYLOAD_BITS;
+
+/// In place of that: it is not known, as the function leaves by jumps only.
+pub const POPPED_UNKNOWN: u32 = (1 << (u32::BITS - POPPED_SHIFT)) - 1;
 
 /// The names of the agent's symbols.
 pub mod symbol {
@@ -54,19 +63,20 @@ pub mod symbol {
     /// [`Detour::through`](super::Detour::through) of `_Unwind_Find_FDE`, which finds the unwind information for an address. No helpers.
     pub const FIND_FDE: &str = "trapline_find_fde";
     /// Where a thread is when an unwinder has been moved on, and its `_Unwind_Find_FDE` is about to be jumped to: r10 is at the [`Detour`](super::Detour), and
-    /// everything else is as the program's call left it, but rdi, which is an address of the program's. While [`Config::is_leaving`](super::Config::is_leaving) is
+    /// everything else is as the program's call left it, but the first argument, which is an address of the program's. While [`Config::is_leaving`](super::Config::is_leaving) is
     /// not 0, threads stay here.
     pub const ASKED: &str = "trapline_asked";
     /// The end of that.
     pub const ASKED_END: &str = "trapline_asked_end";
-    /// `syscall` and `int3`, for the recorder to run system calls in the target.
+    /// `syscall` (`int 0x80` at 32 bit) and `int3`, for the recorder to run system calls in the target.
     pub const SYSCALL: &str = "trapline_syscall";
     /// `syscall`, for a thread of the target to run one for the recorder. Behind it, the thread takes its registers from
     /// [`ERRAND_REGISTERS`] and goes on with them: where it was, if the recorder is no more.
     pub const ERRAND: &str = "trapline_errand";
     /// An [`ErrandRegisters`](super::ErrandRegisters), in writable memory.
     pub const ERRAND_REGISTERS: &str = "trapline_errand_registers";
-    /// Which blocks of stack have their shadow mapped: [`SHADOW_ENTRIES`](super::SHADOW_ENTRIES) words of 32 bits.
+    /// Which blocks of stack have their shadow mapped: [`SHADOW_ENTRIES`](super::SHADOW_ENTRIES) words of 32 bits. At 32 bit see
+    /// [`narrow`](crate::thread::narrow).
     pub const SHADOWS: &str = "trapline_shadows";
     /// Where the program's `_Unwind_Backtrace` returns to while it calls the program back. The only place where the agent has called the program.
     pub const WALKING: &str = "trapline_walking";
@@ -76,7 +86,7 @@ pub mod symbol {
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct ErrandRegisters {
-    /// r15, r14, r13, r12, rbp, rbx, r11, r10, r9, r8, rax, rcx, rdx, rsi, rdi.
+    /// r15, r14, r13, r12, rbp, rbx, r11, r10, r9, r8, rax, rcx, rdx, rsi, rdi. At 32 bit those that there are, in their lower halves.
     pub general: [u64; 15],
     /// The flags.
     pub flags: u64,
@@ -153,7 +163,7 @@ pub const SHADOW_STATE_BITS: u32 = 2;
 pub const SHADOW_MAPPED: u32 = 2;
 
 /// Where the threads of a process that the agent is injected into have their [`Thread`](crate::thread::Thread), from their thread pointers on: the
-/// base of the gs segment. The word there is the thread pointer itself.
+/// base of the gs segment, or of the fs segment at 32 bit. The word there is the thread pointer itself.
 pub const INJECTED_THREAD_OFFSET: u64 = 64;
 
 /// From one thread pointer to the next.
@@ -219,6 +229,9 @@ pub const TO_MAP: u64 = Call::Mmap.bit() | Call::Openat.bit() | Call::Close.bit(
 
 /// Their numbers (`arch/x86/entry/syscalls/syscall_64.tbl`).
 pub const CALLS: [u32; 12] = [9, 11, 14, 28, 35, 39, 62, 131, 186, 202, 257, 3];
+
+/// Their numbers at 32 bit (`arch/x86/entry/syscalls/syscall_32.tbl`); `mmap2` for `mmap`.
+pub const NARROW_CALLS: [u32; 12] = [192, 91, 175, 219, 162, 20, 37, 186, 224, 240, 295, 6];
 
 /// [`Config::forbidden`] where nothing is allowed.
 pub const ALL_FORBIDDEN: u64 = (1 << CALLS.len()) - 1;

@@ -4,7 +4,7 @@
 //! 63..61 kind | 60..40 payload: a site's id, or a depth | 39..0 time-stamp counter, low bits
 //! ```
 //!
-//! Invariant: no record is zero, so a zero word in a chunk is one that is not written yet.
+//! Invariant: no record's kind is 0, so a word in a chunk whose kind is 0 is not written yet. 32-bit code stores the lower half first.
 
 /// Bits of the time-stamp counter in a record: more than five minutes at 3 GHz.
 pub const TSC_BITS: u32 = 40;
@@ -80,6 +80,11 @@ pub const fn encode(event: Event, tsc: u64) -> u64 {
     kind << KIND_SHIFT | (payload as u64 & PAYLOAD_MASK) << TSC_BITS | tsc & TSC_MASK
 }
 
+/// Whether a word of a chunk is a record by now, or else one that somebody has yet to write.
+pub const fn is_written(word: u64) -> bool {
+    word >> KIND_SHIFT != 0
+}
+
 /// The event in a record and the low bits of its time; `None` for a word that is no record.
 pub const fn decode(record: u64) -> Option<(Event, u64)> {
     let payload = (record >> TSC_BITS & PAYLOAD_MASK) as u32;
@@ -116,7 +121,7 @@ mod tests {
             Event::Unwind { depth: 0 },
         ] {
             let record = encode(event, u64::MAX);
-            assert_ne!(record, 0);
+            assert!(is_written(record) && !is_written(record & u64::from(u32::MAX)));
             assert_eq!(decode(record), Some((event, TSC_MASK)));
         }
         assert_eq!(decode(0), None);

@@ -8,13 +8,15 @@
 //! is computed from the slot's own ([`shadow_address`]): the return address, and the packed frame that was innermost before
 //! ([`pack_frame`]). So nothing has to be kept in step when frames are left by other ways than a return, when a thread changes
 //! stacks, or forks: a slot finds its shadow wherever it is.
+//!
+//! In a 32-bit process each word is the lower half of what is described here, with the differences that [`narrow`] tells.
 
 use core::mem::offset_of;
 
 use crate::record::DEPTH_BITS;
 
 /// See the module's text. All addresses are the target's.
-#[repr(C)]
+#[repr(C, align(8))]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Thread {
     /// Where the next record goes, if that [is a place](crate::pool::is_place): otherwise the next chunk is needed.
@@ -87,6 +89,52 @@ pub const fn frame_depth(frame: u64) -> u64 {
 /// The slot of a packed frame.
 pub const fn frame_slot(frame: u64) -> u64 {
     frame >> DEPTH_BITS << (DEPTH_BITS - SLOT_SHIFT)
+}
+
+/// What is different in a 32-bit process, whose address space is too small to give every slot's shadow a place of its own.
+///
+/// A block's shadow is wherever there was room, and a table leads to it: [`SHADOWS`](crate::agent::symbol::SHADOWS), with a word of 32 bits for each block. A frame
+/// does not fit a word, so it is known by the address of its shadow, which holds what a packed frame would:
+///
+/// ```text
+/// 0 return address | 4 shadow of the frame outside | 8 slot, or 0 when it has returned | 12 depth, and what the function pops
+/// ```
+///
+/// [`Thread::position`](super::Thread::position) and [`Thread::chunks_used`](super::Thread::chunks_used) are the halves of one word, in this order, and
+/// [`Thread::blocks`](super::Thread::blocks) is not used by the entries: the table is as quick.
+pub mod narrow {
+    /// See [`BLOCK_SHIFT`](super::BLOCK_SHIFT).
+    pub const BLOCK_SHIFT: u32 = 16;
+
+    /// Blocks of an address space.
+    pub const BLOCKS: u32 = 1 << (u32::BITS - BLOCK_SHIFT);
+
+    /// Bytes of shadow for each 4 bytes of stack.
+    pub const SHADOW_BYTES: u32 = 16;
+
+    /// Of the return address inside a shadow.
+    pub const SHADOW_RETURN: u32 = 0;
+
+    /// Of the outer frame inside a shadow.
+    pub const SHADOW_OUTER: u32 = 4;
+
+    /// Of the slot's own address, which is 0 again when the function has returned.
+    pub const SHADOW_SLOT: u32 = 8;
+
+    /// Of the depth, and above it what the function pops, as in [`crate::agent::POPPED_SHIFT`].
+    pub const SHADOW_DEPTH: u32 = 12;
+
+    /// In place of a shadow's address: it is being mapped.
+    pub const CLAIMED: u32 = 1;
+
+    /// The same: it cannot be mapped.
+    pub const REFUSED: u32 = 3;
+
+    /// The shadow of a slot, if that has one, whose block's word in the table is this one.
+    pub const fn shadow_address(block_word: u32, slot: u32) -> Option<u32> {
+        let within = slot & ((1 << BLOCK_SHIFT) - 1);
+        if block_word > REFUSED { Some(block_word + within / 4 * SHADOW_BYTES) } else { None }
+    }
 }
 
 #[cfg(test)]

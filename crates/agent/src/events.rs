@@ -24,14 +24,14 @@ use trapline_abi::{
     record::{self, Event, TSC_BITS},
 };
 
-use crate::{arch, frames, sys, thread::State};
+use crate::{arch, shadow::frame, sys, thread::State};
 
 /// A pool that somebody drains.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pool(&'static PoolHeader);
 
 /// How long a thread sleeps before it looks whether the recorder lives.
-const SLICE_NS: u64 = 100_000_000;
+const SLICE_NS: u32 = 100_000_000;
 
 /// Slices without a sign of life before the recorder's process is looked for.
 const QUIET_SLICES: u32 = 10;
@@ -43,7 +43,7 @@ const DEAD_SLICES: u32 = 600;
 const STARVED_SLICES: u32 = 10;
 
 /// A free word of a chunk.
-const RECORD_BYTES: u64 = size_of::<u64>() as u64;
+const RECORD_BYTES: usize = size_of::<u64>();
 
 /// Writes an event of the agent's own.
 pub(crate) fn record(event: Event) {
@@ -52,8 +52,8 @@ pub(crate) fn record(event: Event) {
 
 /// An entry's record found no place: `upper` is its kind and payload.
 #[unsafe(no_mangle)]
-extern "C" fn trapline_record(upper: u64) {
-    record_upper(upper & u64::from(u32::MAX));
+extern "C" fn trapline_record(upper: usize) {
+    record_upper(upper as u64 & u64::from(u32::MAX));
 }
 
 fn record_upper(upper: u64) {
@@ -85,7 +85,7 @@ fn record_upper(upper: u64) {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Next {
     /// A record's place.
-    Place(u64),
+    Place(usize),
     /// One step is done, by us or by a signal handler.
     LookAgain,
     /// This record is to be left out.
@@ -94,7 +94,7 @@ enum Next {
 
 /// How many frames were open before the record that is to be written.
 fn open_frames(thread: &State, upper: u64) -> u32 {
-    let top = frames::depth(thread.top.load(Ordering::Relaxed));
+    let top = frame::depth(thread.top.load(Ordering::Relaxed));
     match record::decode(upper << TSC_BITS) {
         // The entry has made its frame the innermost already.
         Some((Event::Enter { .. }, _)) => top.saturating_sub(1),
@@ -181,27 +181,27 @@ impl Pool {
         if index >= self.chunk_count() {
             return None;
         }
-        let address = (&raw const *self.0) as usize + POOL_HEADER_BYTES + index as usize * size_of::<ChunkHeader>();
+        let address = self.address() + POOL_HEADER_BYTES + index as usize * size_of::<ChunkHeader>();
         // SAFETY: (1) the pool has as many headers there; (2) all of their fields are atomics.
         Some(unsafe { &*(address as *const ChunkHeader) })
     }
 
-    fn address(self) -> u64 {
-        (&raw const *self.0) as u64
+    fn address(self) -> usize {
+        (&raw const *self.0) as usize
     }
 
     /// The address of a chunk's first record.
-    fn records_at(self, index: u32) -> u64 {
-        self.address() + records_offset(self.chunk_count() as usize, index as usize) as u64
+    fn records_at(self, index: u32) -> usize {
+        self.address() + records_offset(self.chunk_count() as usize, index as usize)
     }
 
     /// Gives up the thread's chunk, or takes another one.
     fn next_chunk(self, thread: &State, upper: u64) -> Next {
         let place = thread.place();
-        if is_place(place.0) {
+        if is_place(place.0 as u64) {
             return Next::LookAgain;
         }
-        let old = chunk_at(self.address(), self.chunk_count() as usize, place.0);
+        let old = chunk_at(self.address() as u64, self.chunk_count() as usize, place.0 as u64);
         if let Some(chunk) = old.and_then(|index| self.chunk(u32::try_from(index).ok()?)) {
             // If the exchange succeeds, this is the word of the time when the chunk was this thread's.
             let word = chunk.state.load(Ordering::Relaxed);
@@ -221,7 +221,7 @@ impl Pool {
         chunk.depth.store(open_frames(thread, upper), Ordering::Relaxed);
         chunk.opened_tsc.store(self.now(thread), Ordering::Relaxed);
         // Release: what is above is there for who sees a record.
-        chunk.lost_before.store(lost, Ordering::Release);
+        chunk.lost_before.store(lost as u64, Ordering::Release);
         let start = self.records_at(index);
         if !thread.exchange_place(place, (start + RECORD_BYTES, place.1.wrapping_add(1))) {
             thread.lost.fetch_add(lost, Ordering::Relaxed);
@@ -358,7 +358,7 @@ impl Pool {
             let takes_holes = holes > self.chunk_count() / 2;
             let (_, index, word) = if takes_holes { oldest_with_hole } else { oldest }?;
             let chunk = self.chunk(index)?;
-            if !takes_holes && self.words(index).any(|record| record.load(Ordering::Relaxed) == 0) {
+            if !takes_holes && self.words(index).any(|record| !record::is_written(record.load(Ordering::Relaxed))) {
                 chunk.has_hole.store(1, Ordering::Relaxed);
                 continue;
             }
@@ -379,7 +379,7 @@ impl Pool {
     /// The records of a chunk.
     fn words(self, index: u32) -> impl Iterator<Item = &'static AtomicU64> {
         let start = self.records_at(index);
-        (0..CHUNK_BYTES as u64 / RECORD_BYTES).map(move |at| {
+        (0..CHUNK_BYTES / RECORD_BYTES).map(move |at| {
             // SAFETY: (1) the caller's index is that of a chunk, and the word lies in it; (2) the pool stays mapped.
             unsafe { &*((start + at * RECORD_BYTES) as *const AtomicU64) }
         })
@@ -387,7 +387,7 @@ impl Pool {
 }
 
 /// The low half.
-#[expect(clippy::cast_possible_truncation, reason = "the low half is what is wanted")]
-fn low(word: u64) -> u32 {
+#[expect(clippy::cast_possible_truncation, reason = "the lower half is what is wanted")]
+fn low(word: usize) -> u32 {
     word as u32
 }

@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// How long a thread sleeps before it looks whether the recorder lives.
-const SLICE_NS: u64 = 100_000_000;
+const SLICE_NS: u32 = 100_000_000;
 
 /// Slices that a thread waits for another that asks, before it takes its turn: that one was interrupted, and left by longjmp.
 const TURN_SLICES: u32 = 50;
@@ -43,14 +43,26 @@ fn is_before_the_change() -> bool {
 }
 
 /// A function of the C library that can switch a sandbox on was called.
+#[cfg(target_pointer_width = "64")]
 #[repr(C)]
 #[derive(Debug)]
 pub struct LibraryCall {
     /// The first four, in order.
-    arguments: [u64; 4],
-    rax: u64,
+    arguments: [usize; 4],
+    rax: usize,
     /// Where it returns to in the stub; the function's number is in front of it.
-    stub: u64,
+    stub: usize,
+}
+
+/// The same, on the stack as the caller has left it.
+#[cfg(target_pointer_width = "32")]
+#[repr(C)]
+#[derive(Debug)]
+pub struct LibraryCall {
+    /// Where it returns to in the stub; the function's number is in front of it.
+    stub: usize,
+    return_address: usize,
+    arguments: [usize; 4],
 }
 
 /// See the module's text.
@@ -59,15 +71,17 @@ pub struct LibraryCall {
 /// The pointer is the entry's.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn trapline_about_to_call(call: *const LibraryCall) {
+    #[expect(clippy::cast_possible_truncation, reason = "a small number")]
+    const NUMBER_OFFSET: isize = SITE_ID_OFFSET as isize;
     // SAFETY: the entry has put it on its stack.
     let call = unsafe { &*call };
-    let number = call.stub.wrapping_add_signed(SITE_ID_OFFSET) as *const u32;
+    let number = call.stub.wrapping_add_signed(NUMBER_OFFSET) as *const u32;
     // SAFETY: the stub has a number there; it may be at any address.
     let function = unsafe { number.read_unaligned() };
     let Some(filter) = filter_of(function, call.arguments) else { return };
     let Some(pool) = Pool::current() else { return };
     let _ = State::of_this_thread().ids();
-    ask(pool, request::SANDBOX, filter, || {
+    ask(pool, request::SANDBOX, filter as u64, || {
         let header = pool.header();
         let blocked = SignalsBlocked::new();
         for run in &header.blocks_to_map {
@@ -81,31 +95,30 @@ unsafe extern "C" fn trapline_about_to_call(call: *const LibraryCall) {
             State::of_this_thread().become_timeless();
         }
         drop(blocked);
-        arch::config_forbidden().fetch_or(header.request_about.load(Ordering::Relaxed), Ordering::Relaxed);
+        let forbidden = sys::calls(header.request_about.load(Ordering::Relaxed));
+        arch::config_forbidden().fetch_or(forbidden, Ordering::Relaxed);
     });
 }
 
 /// In place of a filter's address. Strict mode also forbids to read the time-stamp counter.
-const STRICT_MODE: u64 = 0;
+const STRICT_MODE: usize = 0;
 
 /// The `struct sock_fprog` that a call is about to install, or [`STRICT_MODE`]; `None` if it does nothing of that kind.
-fn filter_of(function: u32, arguments: [u64; 4]) -> Option<u64> {
+fn filter_of(function: u32, arguments: [usize; 4]) -> Option<usize> {
     const PRCTL: u32 = 0;
-    const SYS_PRCTL: u64 = 157;
-    const SYS_SECCOMP: u64 = 317;
-    const PR_SET_SECCOMP: u64 = 22;
-    const MODE_STRICT: u64 = 1;
-    const SET_MODE_STRICT: u64 = 0;
-    const SET_MODE_FILTER: u64 = 1;
+    const PR_SET_SECCOMP: usize = 22;
+    const MODE_STRICT: usize = 1;
+    const SET_MODE_STRICT: usize = 0;
+    const SET_MODE_FILTER: usize = 1;
     let [first, second, third, fourth] = arguments;
-    let by_prctl = |option: u64, mode: u64, filter: u64| {
+    let by_prctl = |option: usize, mode: usize, filter: usize| {
         (option == PR_SET_SECCOMP).then_some(if mode == MODE_STRICT { STRICT_MODE } else { filter })
     };
     match (function, first) {
         (PRCTL, _) => by_prctl(first, second, third),
-        (_, SYS_PRCTL) => by_prctl(second, third, fourth),
-        (_, SYS_SECCOMP) if second == SET_MODE_STRICT => Some(STRICT_MODE),
-        (_, SYS_SECCOMP) if second == SET_MODE_FILTER => Some(fourth),
+        (_, arch::SYS_PRCTL) => by_prctl(second, third, fourth),
+        (_, arch::SYS_SECCOMP) if second == SET_MODE_STRICT => Some(STRICT_MODE),
+        (_, arch::SYS_SECCOMP) if second == SET_MODE_FILTER => Some(fourth),
         _ => None,
     }
 }

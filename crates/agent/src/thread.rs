@@ -5,19 +5,35 @@
 
 use core::{
     mem::offset_of,
-    sync::atomic::{AtomicU32, AtomicU64, Ordering},
+    ops::Deref,
+    sync::atomic::{AtomicU32, AtomicUsize, Ordering},
 };
 
 use trapline_abi::{pool::is_place, thread::Thread};
 
 use crate::{arch, sys};
 
+/// A word of the machine, in the 8 bytes that it has in what is shared with the recorder.
+#[repr(C, align(8))]
+#[derive(Debug)]
+pub(crate) struct Word(AtomicUsize);
+
+impl Deref for Word {
+    type Target = AtomicUsize;
+
+    fn deref(&self) -> &AtomicUsize {
+        &self.0
+    }
+}
+
 /// Where the next record goes, and how many chunks were used: two words that change as one.
 #[repr(C)]
 #[derive(Debug)]
 struct Place {
-    position: AtomicU64,
-    chunks_used: AtomicU64,
+    position: AtomicUsize,
+    chunks_used: AtomicUsize,
+    #[cfg(target_pointer_width = "32")]
+    _unused: [u32; 2],
 }
 
 /// See [`Thread`].
@@ -28,15 +44,16 @@ pub(crate) struct State {
     timeless_place: Place,
     pid: AtomicU32,
     tid: AtomicU32,
-    is_timeless: AtomicU64,
-    pub(crate) lost: AtomicU64,
-    pub(crate) top: AtomicU64,
-    pub(crate) blocks: AtomicU64,
+    is_timeless: Word,
+    pub(crate) lost: Word,
+    pub(crate) top: Word,
+    pub(crate) blocks: Word,
 }
 
 const _: () = assert!(size_of::<State>() == size_of::<Thread>());
 const _: () = assert!(offset_of!(State, place) == offset_of!(Thread, position));
-const _: () = assert!(offset_of!(State, place) + offset_of!(Place, chunks_used) == offset_of!(Thread, chunks_used));
+#[cfg(target_pointer_width = "64")]
+const _: () = assert!(offset_of!(Place, chunks_used) == offset_of!(Thread, chunks_used));
 const _: () = assert!(offset_of!(State, timeless_place) == offset_of!(Thread, timeless_position));
 const _: () = assert!(offset_of!(State, is_timeless) == offset_of!(Thread, is_timeless));
 const _: () =
@@ -77,24 +94,24 @@ impl State {
     }
 
     /// Reserves a place for a record, if the thread's chunk has one.
-    pub(crate) fn reserve(&self) -> Option<u64> {
+    pub(crate) fn reserve(&self) -> Option<usize> {
         let words = self.words();
-        if !is_place(words.position.load(Ordering::Relaxed)) {
+        if !is_place(words.position.load(Ordering::Relaxed) as u64) {
             return None;
         }
-        let place = words.position.fetch_add(size_of::<u64>() as u64, Ordering::Relaxed);
-        is_place(place).then_some(place)
+        let place = words.position.fetch_add(size_of::<u64>(), Ordering::Relaxed);
+        is_place(place as u64).then_some(place)
     }
 
     /// Where the next record goes, and how many chunks were used.
-    pub(crate) fn place(&self) -> (u64, u64) {
+    pub(crate) fn place(&self) -> (usize, usize) {
         let words = self.words();
         // If a handler comes between, `exchange_place` finds the pair changed.
         (words.position.load(Ordering::Relaxed), words.chunks_used.load(Ordering::Relaxed))
     }
 
     /// Changes both, unless a handler that came since `expected` was read has done so.
-    pub(crate) fn exchange_place(&self, expected: (u64, u64), new: (u64, u64)) -> bool {
+    pub(crate) fn exchange_place(&self, expected: (usize, usize), new: (usize, usize)) -> bool {
         // SAFETY: (1) both pairs are aligned to 16 bytes, as asserted above; (2) they are this thread's alone; (3) they can be changed through a shared
         // reference.
         unsafe { arch::exchange_pair(self.words().position.as_ptr(), expected, new) }

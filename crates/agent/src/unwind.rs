@@ -14,14 +14,11 @@
 
 use core::sync::atomic::Ordering;
 
-use trapline_abi::{
-    agent::{CALLED_CODE, Detour, ENTRY_CODE, NO_CODE, StubArea, StubPlace},
-    thread::{SHADOW_RETURN, shadow_address},
-};
+use trapline_abi::agent::{CALLED_CODE, Detour, ENTRY_CODE, NO_CODE, StubArea, StubPlace};
 
 use crate::{
     arch::{self, Code},
-    tables,
+    shadow, tables,
 };
 
 /// The unwinder's state at a frame; opaque.
@@ -39,7 +36,7 @@ pub struct Walk {
     argument: *mut u8,
     detour: *const Detour,
     /// Whether the frame before was that of an entry.
-    is_behind_entry: u64,
+    is_behind_entry: usize,
 }
 
 /// `_URC_NO_REASON`: go on.
@@ -56,11 +53,11 @@ extern "C" fn trapline_frame(context: *mut Context, walk: *mut Walk) -> i32 {
     // SAFETY: `trapline_backtrace` has made it, is still running, and no other thread knows it.
     let walk = unsafe { &mut *walk };
     // SAFETY: a detour is constant and is never unmapped.
-    let helpers = unsafe { (*walk.detour).helpers };
+    let helpers = unsafe { (*walk.detour).helpers }.map(in_word);
     let ask = |helper: usize| {
         // SAFETY: the recorder names a function of this type there, or 0, which is none.
         let function =
-            unsafe { core::mem::transmute::<u64, Option<extern "C" fn(*mut Context) -> u64>>(helpers[helper]) };
+            unsafe { core::mem::transmute::<usize, Option<extern "C" fn(*mut Context) -> usize>>(helpers[helper]) };
         function.map_or(0, |function| function(context))
     };
     let address = ask(GET_IP);
@@ -82,14 +79,20 @@ extern "C" fn trapline_frame(context: *mut Context, walk: *mut Walk) -> i32 {
 }
 
 /// Shows the function whose entry was interrupted, when the unwinder has come to its caller, which is at `address`.
-fn interrupted_function(walk: &Walk, context: *mut Context, address: u64, frame_address: u64, set_ip: u64) -> i32 {
-    const STUB_BELOW: u64 = 16;
+fn interrupted_function(
+    walk: &Walk,
+    context: *mut Context,
+    address: usize,
+    frame_address: usize,
+    set_ip: usize,
+) -> i32 {
+    const STUB_BELOW: usize = 2 * size_of::<usize>();
     // SAFETY: the recorder names a function of this type there, or 0, which is none.
-    let set_ip = unsafe { core::mem::transmute::<u64, Option<extern "C" fn(*mut Context, u64)>>(set_ip) };
+    let set_ip = unsafe { core::mem::transmute::<usize, Option<extern "C" fn(*mut Context, usize)>>(set_ip) };
     let frame_address = aligned(frame_address);
     let (Some(set_ip), true) = (set_ip, frame_address > STUB_BELOW) else { return GO_ON };
     // SAFETY: the frame of an entry that was interrupted is still there: its return address into the stub is two words below.
-    let into_stub = unsafe { *((frame_address - STUB_BELOW) as *const u64) };
+    let into_stub = unsafe { *((frame_address - STUB_BELOW) as *const usize) };
     let Some(Place::Code(code)) = place_of(into_stub) else { return GO_ON };
     // As a return address: the instruction is the one before.
     set_ip(context, code + 1);
@@ -105,9 +108,9 @@ const FRAME_ADDRESS_BEFORE_ANSWER: usize = 3;
 
 /// For what is at `address`, the unwinder is to look for `_Unwind_Find_FDE`'s answer. `answer` is where that goes.
 #[unsafe(no_mangle)]
-extern "C" fn trapline_real_place(address: u64, answer: *mut u64) -> u64 {
+extern "C" fn trapline_real_place(address: usize, answer: *mut usize) -> usize {
     let asked = answer.wrapping_sub(ADDRESS_BEFORE_ANSWER);
-    let is_context = |address: u64| {
+    let is_context = |address: usize| {
         // SAFETY: the answer is on a stack, in the unwinder's context or at least in its caller's frame, and memory goes on below.
         answer.is_aligned() && unsafe { *asked } == address
     };
@@ -115,7 +118,7 @@ extern "C" fn trapline_real_place(address: u64, answer: *mut u64) -> u64 {
         // SAFETY: asked for contexts only: what has the value of the address that is asked about is one.
         unsafe { *answer.wrapping_sub(FRAME_ADDRESS_BEFORE_ANSWER) }
     };
-    let move_on = |code: u64| {
+    let move_on = |code: usize| {
         // SAFETY: as for `frame_address`.
         unsafe { *asked = code };
     };
@@ -147,14 +150,14 @@ extern "C" fn trapline_real_place(address: u64, answer: *mut u64) -> u64 {
     code
 }
 
-/// Does what the stub is about to do: stores the upper half of the return address that it has pushed, of a call at `from`.
+/// Does what the stub is about to do: stores the upper half of the return address that it has pushed, of a call at `from`. At 32 bit nothing is missing.
 ///
 /// # Safety
 /// The return address is at `at`, and the thread does not run.
-unsafe fn complete_return_address(at: u64, from: u64) {
-    const LOWER_HALF: u64 = u32::MAX as u64;
+unsafe fn complete_return_address(at: usize, from: usize) {
+    const LOWER_HALF: usize = u32::MAX as usize;
     // SAFETY: by the caller's promise.
-    let pushed = unsafe { &mut *(at as *mut u64) };
+    let pushed = unsafe { &mut *(at as *mut usize) };
     // It is behind the call by less than the lower half holds.
     *pushed = from + ((*pushed).wrapping_sub(from) & LOWER_HALF);
 }
@@ -163,32 +166,38 @@ unsafe fn complete_return_address(at: u64, from: u64) {
 ///
 /// # Safety
 /// It is that of a frame that was just unwound, and its return address that of the return code.
-unsafe fn returns_to(frame_address: u64) -> Option<u64> {
-    let slot = aligned(frame_address).wrapping_sub(8);
+unsafe fn returns_to(frame_address: usize) -> Option<usize> {
+    let slot = aligned(frame_address).wrapping_sub(size_of::<usize>());
     // SAFETY: the return address was read there, by the caller's promise.
-    let return_address = unsafe { *(slot as *const u64) };
+    let return_address = unsafe { *(slot as *const usize) };
     // SAFETY: a hooked slot has a shadow.
-    (return_address == arch::return_code()).then(|| unsafe { *((shadow_address(slot) + SHADOW_RETURN) as *const u64) })
+    (return_address == arch::return_code()).then(|| unsafe { shadow::return_address(slot) })
 }
 
 /// Without the one that some of the agent's code has its canonical frame address above what it would be.
-fn aligned(frame_address: u64) -> u64 {
-    frame_address & !7
+fn aligned(frame_address: usize) -> usize {
+    frame_address & !(size_of::<usize>() - 1)
+}
+
+/// An address of this process, from what is shared with the recorder.
+#[expect(clippy::cast_possible_truncation, reason = "addresses are as wide as words")]
+fn in_word(address: u64) -> usize {
+    address as usize
 }
 
 /// What a stub's instruction stands for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Place {
     /// The program's at this address.
-    Code(u64),
+    Code(usize),
     /// The first one of an entry.
     Entry,
     /// The first one of what the program's instruction at `from` calls.
-    Called { from: u64 },
+    Called { from: usize },
 }
 
 /// What stands for what at this address, if that is in a stub.
-fn place_of(address: u64) -> Option<Place> {
+fn place_of(address: usize) -> Option<Place> {
     // Acquire: pairs with the recorder's store, which comes when the area is complete.
     let mut area_at = arch::config_areas().load(Ordering::Acquire);
     loop {
@@ -198,21 +207,21 @@ fn place_of(address: u64) -> Option<Place> {
         // SAFETY: areas are never unmapped, and never change once they are in the list.
         let area = unsafe { &*(area_at as *const StubArea) };
         let offset = address.wrapping_sub(area_at);
-        if offset < area.len_bytes {
+        if offset < in_word(area.len_bytes) {
             return place_in(area, area_at, offset);
         }
-        area_at = area.next;
+        area_at = in_word(area.next);
     }
 }
 
-fn place_in(area: &StubArea, area_at: u64, offset: u64) -> Option<Place> {
+fn place_in(area: &StubArea, area_at: usize, offset: usize) -> Option<Place> {
     let place_at = |index: u32| {
-        let at = area_at + u64::from(area.places_at) + u64::from(index) * size_of::<StubPlace>() as u64;
+        let at = area_at + area.places_at as usize + index as usize * size_of::<StubPlace>();
         // SAFETY: (1) the index is less than the count; (2) the table is aligned, and never changes.
         unsafe { *(at as *const StubPlace) }
     };
-    let index = tables::last_not_above(area.place_count, |index| u64::from(place_at(index).stub), offset)?;
-    let code_at = |code: i32| area_at.wrapping_add_signed(i64::from(code));
+    let index = tables::last_not_above(area.place_count, |index| place_at(index).stub as usize, offset)?;
+    let code_at = |code: i32| area_at.wrapping_add_signed(code as isize);
     match place_at(index).code {
         NO_CODE => None,
         ENTRY_CODE => Some(Place::Entry),

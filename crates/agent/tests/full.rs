@@ -76,6 +76,11 @@ fn accounted(pool: &Pool, contents: &Contents) -> (u64, u64) {
     (contents.records(), lost)
 }
 
+/// As the agent has it.
+fn word(calls: u64) -> usize {
+    usize::try_from(calls).expect("there are far fewer than bits")
+}
+
 #[test]
 fn blocking_loses_nothing() {
     let pool = Pool::new(THREADS + 3, OnFull::Block);
@@ -99,7 +104,7 @@ fn blocking_without_system_calls_loses_nothing() {
     let pool = Pool::new(3, OnFull::Block);
     // A new thread asks for its number once, and for memory.
     let asked = [Call::Getpid, Call::Gettid, Call::Mmap].map(Call::bit);
-    arch::config_forbidden().store(ALL_FORBIDDEN & !asked.iter().sum::<u64>(), Ordering::SeqCst);
+    arch::config_forbidden().store(word(ALL_FORBIDDEN & !asked.iter().sum::<u64>()), Ordering::SeqCst);
     let contents = run(&pool, true);
     assert_eq!(accounted(&pool, &contents), (MADE, 0));
 }
@@ -107,7 +112,7 @@ fn blocking_without_system_calls_loses_nothing() {
 #[test]
 fn threads_that_cannot_know_who_they_are_are_counted() {
     let pool = Pool::new(3, OnFull::Block);
-    arch::config_forbidden().store(ALL_FORBIDDEN, Ordering::SeqCst);
+    arch::config_forbidden().store(word(ALL_FORBIDDEN), Ordering::SeqCst);
     let contents = run(&pool, true);
     let unhooked = pool.header().unhooked.load(Ordering::Relaxed);
     // Stacks of threads before them may have their shadow: then the loss is of two records.

@@ -4,7 +4,9 @@
 //! what is beside the stubs, the recorder writes what comes out. Invariants: the same request gives the same bytes; every write says which bytes it replaces.
 
 use rayon::prelude::*;
-use trapline_abi::agent::{CALLED_CODE, DETOUR_HELPERS, Detour, ENTRY_CODE, SITE_ID_BYTES, StubPlace};
+use trapline_abi::agent::{
+    CALLED_CODE, DETOUR_HELPERS, Detour, ENTRY_CODE, POPPED_SHIFT, POPPED_UNKNOWN, SITE_ID_BYTES, StubPlace,
+};
 use trapline_engine::{
     Addr, AddrRange, Mode,
     insn::{InsnBytes, OutOfReach, RelocateOptions, RelocateReason, Relocated, encode, relocate},
@@ -47,7 +49,7 @@ pub struct ArmRequest<'a> {
     pub returns: bool,
     /// Whether the depth of frames is limited.
     pub limit_depth: bool,
-    /// Functions that are led through the agent, selected or not. Of 64-bit code only.
+    /// Functions that are led through the agent, selected or not.
     pub shims: &'a [Shim],
     /// Functions whose beginning is not the file's.
     pub diverted: &'a [Diverted],
@@ -238,11 +240,13 @@ pub(crate) fn arm(image: &Image, request: &ArmRequest<'_>) -> Armed {
             None => Some(Addr::new(image.functions().get(index)?.address.wrapping_add(request.bias))),
         }
     };
-    let detours: Vec<Option<Vec<u8>>> = (wanted.iter().zip(&parts))
-        .map(|(one, part)| {
+    let detours: Vec<Option<Vec<u8>>> = (wanted.iter().zip(&parts).zip(&rooms))
+        .map(|((one, part), room)| {
             let (shim, part) = (one.shim?, part.as_ref().ok()?);
+            let at = request.stubs_at.after((*room)?.detour?);
             let helpers = shim.helpers.map(|helper| helper.and_then(unrecorded).map_or(0, Addr::value));
-            Some(area::detour(&Detour { through: shim.through.value(), function: part.site.on.value(), helpers }))
+            let detour = Detour { through: shim.through.value(), function: part.site.on.value(), helpers };
+            Some(area::detour(image.mode(), at, &detour))
         })
         .collect();
     let first_veneer = u32::try_from(veneer_at(0)).unwrap_or(u32::MAX);
@@ -252,18 +256,22 @@ pub(crate) fn arm(image: &Image, request: &ArmRequest<'_>) -> Armed {
             (Ok(part), Some(room)) => {
                 armed.stubs[room.id..room.id + part.stub.len()].copy_from_slice(&part.stub);
                 let code = room.id + SITE_ID_BYTES;
-                places.extend(part.places.iter().map(|(offset, to)| area::place(request.stubs_at, code + offset, *to)));
+                places.extend(
+                    part.places
+                        .iter()
+                        .map(|(offset, to)| area::place(image.mode(), request.stubs_at, code + offset, *to)),
+                );
                 places.extend(part.called.map(|offset| StubPlace {
                     stub: u32::try_from(code + offset).unwrap_or(u32::MAX),
                     code: CALLED_CODE,
                 }));
                 if let Some([push, jump]) = part.enter {
-                    places.push(area::place(request.stubs_at, code + push, part.window_at));
+                    places.push(area::place(image.mode(), request.stubs_at, code + push, part.window_at));
                     places.push(StubPlace { stub: u32::try_from(code + jump).unwrap_or(u32::MAX), code: ENTRY_CODE });
                 }
                 if let (Some(at), Some(bytes)) = (room.detour, detour) {
                     armed.stubs[at..at + bytes.len()].copy_from_slice(&bytes);
-                    places.push(area::place(request.stubs_at, at, part.site.address));
+                    places.push(area::place(image.mode(), request.stubs_at, at, part.site.address));
                 }
                 armed.writes.extend(part.writes);
                 if one.is_selected {
@@ -333,13 +341,13 @@ fn part(image: &Image, request: &ArmRequest<'_>, wanted: Wanted<'_>, room: Room)
     }
 
     let id = request.first_site.wrapping_add(u32::try_from(index).unwrap_or(u32::MAX));
-    let mut stub = id.to_le_bytes().to_vec();
+    let mut stub = (id | popped(mode, plan)).to_le_bytes().to_vec();
     let enter_at = CALL + moved.bytes.len();
     let entry = wanted.is_selected.then(|| entry_for(request, plan));
-    let hooks = entry.filter(|entry| entry.hooks);
+    let jumps = entry.filter(|entry| entry.hooks && mode == Mode::Bits64);
     let first = match entry {
         None => encode::nop(CALL),
-        Some(entry) if entry.hooks => encode::jmp(on, on.after(enter_at), mode).map_err(|_| Reason::OutOfReach)?,
+        Some(_) if jumps.is_some() => encode::jmp(on, on.after(enter_at), mode).map_err(|_| Reason::OutOfReach)?,
         Some(entry) => {
             let direct = encode::call(on, entry.at, mode);
             let through = || encode::call(on, request.stubs_at.after(veneer_at(entry.veneer)), mode);
@@ -348,9 +356,9 @@ fn part(image: &Image, request: &ArmRequest<'_>, wanted: Wanted<'_>, room: Room)
     };
     stub.extend_from_slice(&first);
     stub.extend_from_slice(&moved.bytes);
-    let enter = match hooks {
+    let enter = match jumps {
         Some(entry) => {
-            let (code, second) = enter(mode, request, entry, on.after(enter_at), off)?;
+            let (code, second) = enter(request, entry, on.after(enter_at), off)?;
             stub.extend_from_slice(&code);
             Some([enter_at, enter_at + second])
         }
@@ -422,37 +430,29 @@ fn entry_for(request: &ArmRequest<'_>, plan: &Plan) -> Entry {
     }
 }
 
-/// What pushes `off` and jumps to the entry, for the address `at`, and where its second instruction is.
-fn enter(
-    mode: Mode,
-    request: &ArmRequest<'_>,
-    entry: Entry,
-    at: Addr,
-    off: Addr,
-) -> Result<([u8; ENTER_BYTES], usize), Reason> {
-    let mut code = [FILLER; ENTER_BYTES];
+/// What stands above the site's id in front of a stub of 32-bit code: what the function pops.
+fn popped(mode: Mode, plan: &Plan) -> u32 {
+    const WORD_BYTES: u16 = 4;
+    let words = plan.popped_bytes.filter(|bytes| bytes.is_multiple_of(WORD_BYTES)).map(|bytes| bytes / WORD_BYTES);
     match mode {
-        Mode::Bits64 => {
-            const NEXT: usize = 6;
-            // Of the veneer's jump.
-            let word = request.stubs_at.after(veneer_at(entry.veneer) + VENEER_BYTES - size_of::<u64>());
-            let distance = i32::try_from(word.distance_from(at.after(2 * NEXT))).map_err(|_| Reason::OutOfReach)?;
-            // push [rip + 6]: the last word. jmp [rip + distance].
-            code[..NEXT].copy_from_slice(&[0xff, 0x35, 6, 0, 0, 0]);
-            code[NEXT..NEXT + 2].copy_from_slice(&[0xff, 0x25]);
-            code[NEXT + 2..2 * NEXT].copy_from_slice(&distance.to_le_bytes());
-            code[2 * NEXT..].copy_from_slice(&off.value().to_le_bytes());
-            Ok((code, NEXT))
-        }
-        Mode::Bits32 => {
-            const NEXT: usize = 5;
-            let jump = encode::jmp(at.after(NEXT), entry.at, mode).map_err(|_| Reason::OutOfReach)?;
-            code[0] = 0x68;
-            code[1..NEXT].copy_from_slice(&off.value().to_le_bytes()[..4]);
-            code[NEXT..NEXT + jump.len()].copy_from_slice(&jump);
-            Ok((code, NEXT))
-        }
+        Mode::Bits32 => words.map_or(POPPED_UNKNOWN, u32::from).min(POPPED_UNKNOWN) << POPPED_SHIFT,
+        Mode::Bits64 => 0,
     }
+}
+
+/// What pushes `off` and jumps to the entry, for the address `at` of 64-bit code, and where its second instruction is.
+fn enter(request: &ArmRequest<'_>, entry: Entry, at: Addr, off: Addr) -> Result<([u8; ENTER_BYTES], usize), Reason> {
+    const NEXT: usize = 6;
+    let mut code = [FILLER; ENTER_BYTES];
+    // Of the veneer's jump.
+    let word = request.stubs_at.after(veneer_at(entry.veneer) + VENEER_BYTES - size_of::<u64>());
+    let distance = i32::try_from(word.distance_from(at.after(2 * NEXT))).map_err(|_| Reason::OutOfReach)?;
+    // push [rip + 6]: the last word. jmp [rip + distance].
+    code[..NEXT].copy_from_slice(&[0xff, 0x35, 6, 0, 0, 0]);
+    code[NEXT..NEXT + 2].copy_from_slice(&[0xff, 0x25]);
+    code[NEXT + 2..2 * NEXT].copy_from_slice(&distance.to_le_bytes());
+    code[2 * NEXT..].copy_from_slice(&off.value().to_le_bytes());
+    Ok((code, NEXT))
 }
 
 /// The displacement of the branch at `branch` that leads to where its target went, and where that displacement stands in the file.

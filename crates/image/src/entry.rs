@@ -3,13 +3,14 @@
 //! Owns [`entry_window`]. Invariant: what it offers can be moved, and nothing in the function jumps between its instructions.
 
 use iced_x86::{Decoder, DecoderOptions, FlowControl};
+use trapline_engine::Mode;
 
-/// How many bytes of whole instructions stand at the beginning of a function of 64-bit code, at least `min_bytes`. `code` is all of the function. `None` if one
+/// How many bytes of whole instructions stand at the beginning of a function, at least `min_bytes`. `code` is all of the function. `None` if one
 /// of them does not simply go on to the next, if the function has branches between them, or is not understood.
-pub fn entry_window(code: &[u8], address: u64, min_bytes: usize) -> Option<usize> {
+pub fn entry_window(mode: Mode, code: &[u8], address: u64, min_bytes: usize) -> Option<usize> {
     let mut len_bytes = 0;
     let mut targets = Vec::new();
-    for insn in Decoder::with_ip(64, code, address, DecoderOptions::NONE) {
+    for insn in Decoder::with_ip(mode.bitness(), code, address, DecoderOptions::NONE) {
         if insn.is_invalid() {
             return None;
         }
@@ -38,17 +39,17 @@ mod tests {
     fn whole_instructions_are_taken_and_no_branches() {
         // mov rax, rdi; mov rdi, rsi; syscall; jae +2; ret
         let code = [0x48, 0x89, 0xf8, 0x48, 0x89, 0xf7, 0x0f, 0x05, 0x73, 0x00, 0xc3];
-        assert_eq!(entry_window(&code, 0x1000, 5), Some(6));
-        assert_eq!(entry_window(&code, 0x1000, 9), None, "a branch");
-        assert_eq!(entry_window(&code[..4], 0x1000, 5), None, "half an instruction");
-        assert_eq!(entry_window(&[], 0x1000, 5), None);
+        assert_eq!(entry_window(Mode::Bits64, &code, 0x1000, 5), Some(6));
+        assert_eq!(entry_window(Mode::Bits64, &code, 0x1000, 9), None, "a branch");
+        assert_eq!(entry_window(Mode::Bits64, &code[..4], 0x1000, 5), None, "half an instruction");
+        assert_eq!(entry_window(Mode::Bits64, &[], 0x1000, 5), None);
     }
 
     #[test]
     fn a_branch_back_between_the_instructions_is_seen() {
         // mov rax, rdi; mov rdi, rsi; jmp to the second; the same to the first
         let back = |to: i8| [&[0x48, 0x89, 0xf8, 0x48, 0x89, 0xf7, 0xeb][..], &[(to - 8).cast_unsigned()]].concat();
-        assert_eq!(entry_window(&back(3), 0x1000, 5), None);
-        assert_eq!(entry_window(&back(0), 0x1000, 5), Some(6));
+        assert_eq!(entry_window(Mode::Bits64, &back(3), 0x1000, 5), None);
+        assert_eq!(entry_window(Mode::Bits64, &back(0), 0x1000, 5), Some(6));
     }
 }

@@ -72,6 +72,8 @@ pub struct Plan {
     pub entry_only: Option<Reason>,
     /// Whether arithmetic flags may carry a value into the function.
     pub keep_flags: bool,
+    /// How many bytes the function takes off the stack when it returns, beside its return address; `None` if that is not known, as where it leaves by jumps only.
+    pub popped_bytes: Option<u16>,
     /// Whether a branch inside the module leads to the window's first instruction: a loop to the function's head, or a tail call. Such a jump
     /// counts as a call.
     pub is_branch_target: bool,

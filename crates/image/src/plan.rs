@@ -170,6 +170,9 @@ impl Evidence<'_, '_> {
         if candidate.names.iter().any(|name| UNUSUAL.iter().any(|unusual| name.starts_with(unusual))) {
             return Some(Special::Untraced(Reason::UnusualFrame));
         }
+        if pc_thunk_at(self.elf.mode, self.text.from(candidate.address)).is_some() {
+            return Some(Special::Untraced(Reason::PcThunk));
+        }
         if has(&NO_RETURN) || candidate.frame.is_some_and(|frame| frame.has_no_return) {
             return Some(Special::EntryOnly(Reason::NoReturnAddress));
         }
@@ -218,6 +221,7 @@ impl Evidence<'_, '_> {
             window_bytes: u8::try_from(relocated.consumed_bytes).unwrap_or(u8::MAX),
             entry_only,
             keep_flags: flags::live_at(self.text, self.elf.mode, window.at),
+            popped_bytes: self.scanned.unit_at(address).and_then(|unit| self.scanned.facts[unit].popped_bytes),
             is_branch_target: self.is_branch_target(address, window.at),
             stub_bytes: stub_bytes(relocated),
             redirected,

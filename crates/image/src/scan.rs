@@ -61,6 +61,8 @@ pub(crate) struct Facts {
     pub(crate) reads_return_address: bool,
     /// Whether control goes on behind its end, as far as its last instruction says.
     pub(crate) falls_through: bool,
+    /// How many bytes its `ret` takes off the stack beside the return address; `None` if it has none, or several that do not agree.
+    pub(crate) popped_bytes: Option<u16>,
 }
 
 impl Scanned {
@@ -158,6 +160,7 @@ fn scan_unit(context: &Context<'_, '_>, scanned: &Scanned, unit: &Unit) -> (Fact
     let mut decoder = decoder(mode, unit.range.start, code);
     let mut insn = Instruction::default();
     let mut facts = Facts { falls_through: true, ..Facts::default() };
+    let mut popped = Popped::default();
     while decoder.can_decode() {
         decoder.decode_out(&mut insn);
         if insn.is_invalid() {
@@ -192,15 +195,37 @@ fn scan_unit(context: &Context<'_, '_>, scanned: &Scanned, unit: &Unit) -> (Fact
                 scanned.inside.add(text, insn.near_branch64());
             }
         }
+        if flow == FlowControl::Return {
+            popped.add(&insn);
+        }
         mark_operands(context, scanned, &mut tables, &insn);
         facts.reads_return_address |= stack.follow(&insn, flow);
         // What is called last does not return, or else there would be something behind.
         facts.falls_through = matches!(flow, FlowControl::Next | FlowControl::ConditionalBranch);
     }
+    facts.popped_bytes = popped.bytes();
     if facts.reads_return_address && unit.candidate.is_some() {
         facts.reads_return_address = reads_for_sure(context, unit);
     }
     (facts, tables.if_used())
+}
+
+/// What the `ret`s of a unit take off the stack.
+#[derive(Clone, Copy, Default)]
+struct Popped {
+    least_and_most: Option<(u16, u16)>,
+}
+
+impl Popped {
+    fn add(&mut self, insn: &Instruction) {
+        let bytes = if insn.op_count() == 0 { 0 } else { insn.immediate16() };
+        let (least, most) = self.least_and_most.unwrap_or((bytes, bytes));
+        self.least_and_most = Some((least.min(bytes), most.max(bytes)));
+    }
+
+    fn bytes(self) -> Option<u16> {
+        self.least_and_most.filter(|(least, most)| least == most).map(|(bytes, _)| bytes)
+    }
 }
 
 /// Looks again, more closely: unwind information that an assembler's author did not write says that nothing was ever pushed.

@@ -168,6 +168,7 @@ fn code_of_32_bits_is_read_as_such() {
     let path = directory.path("fixture.o");
     let source = directory.path("source.s");
     let code = ".code32\n.globl first\n.type first,@function\nfirst: push %ebp\n mov %esp,%ebp\n mov 8(%ebp),%eax\n pop %ebp\n ret\n.size first,.-first\n\
+                .globl takes_off\n.type takes_off,@function\ntakes_off: mov 8(%esp),%eax\n add 4(%esp),%eax\n ret $8\n.size takes_off,.-takes_off\n\
                 .globl thunk\n.type thunk,@function\nthunk: mov (%esp),%ebx\n ret\n lea 0(%esi),%esi\n.size thunk,4\n";
     fs::write(&source, code).expect("the directory is writable");
     run("as", &["--32", text(&source), "-o", text(&path)]);
@@ -176,7 +177,9 @@ fn code_of_32_bits_is_read_as_such() {
     let image = open(&linked);
     assert_eq!(image.mode().bitness(), 32);
     assert_eq!(named(&image, "first").1.plan().map(|plan| (plan.window_bytes, plan.entry_only)), Some((6, None)));
-    assert_eq!(named(&image, "thunk").1.plan().and_then(|plan| plan.entry_only), Some(Reason::ReadsReturnAddress));
+    assert_eq!(named(&image, "first").1.plan().and_then(|plan| plan.popped_bytes), Some(0));
+    assert_eq!(named(&image, "takes_off").1.plan().and_then(|plan| plan.popped_bytes), Some(8));
+    assert_eq!(named(&image, "thunk").1.untraced().map(|(code, _)| code), Some("pc-thunk"));
 }
 
 #[test]

@@ -1,16 +1,18 @@
 //! The agent as it travels inside the recorder.
 //!
-//! Owns [`Agent`]: the bytes of a shared object that the build script makes from `crates/agent`, and the addresses of its symbols. There are two: one for
-//! the dynamic linker to preload, and one that the recorder maps itself. Invariant: the symbols are those of [`trapline_abi::agent::symbol`], found in the
+//! Owns [`Agent`]: the bytes of a shared object that the build script makes from `crates/agent`, and the addresses of its symbols. There are three: one for
+//! the dynamic linker to preload, one that the recorder maps itself, and one that it maps into 32-bit processes, if the compiler for that was installed. Invariant: the symbols are those of [`trapline_abi::agent::symbol`], found in the
 //! object's own symbol table, as it exports nothing.
 
 use std::collections::HashMap;
 
-use object::{Object, ObjectSymbol, read::elf::ElfFile64};
+use object::{Object, ObjectSymbol};
+use trapline_engine::Mode;
 
-/// The objects for x86-64.
+/// The objects for x86-64, and the one for i386, which may be empty.
 const PRELOADED: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/trapline-agent.so"));
 const INJECTED: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/trapline-agent-injected.so"));
+const NARROW: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/trapline-agent-i386.so"));
 
 /// A shared object to be loaded into targets.
 #[derive(Clone, Debug)]
@@ -25,13 +27,17 @@ impl Agent {
         Self::new(PRELOADED)
     }
 
-    /// The one for 64-bit processes that run already.
-    pub fn injected() -> Self {
-        Self::new(INJECTED)
+    /// The one that the recorder maps into processes of this width; `None` if it was built without that.
+    pub fn injected(mode: Mode) -> Option<Self> {
+        let bytes = match mode {
+            Mode::Bits32 => NARROW,
+            Mode::Bits64 => INJECTED,
+        };
+        (!bytes.is_empty()).then(|| Self::new(bytes))
     }
 
     fn new(bytes: &'static [u8]) -> Self {
-        let symbols = ElfFile64::<object::Endianness>::parse(bytes).map(|file| {
+        let symbols = object::File::parse(bytes).map(|file| {
             let named = file.symbols().filter(object::ObjectSymbol::is_definition);
             named.filter_map(|symbol| Some((symbol.name().ok()?.to_owned(), symbol.address()))).collect()
         });
@@ -77,7 +83,9 @@ mod tests {
             symbol::SHADOWS,
             symbol::WALKING,
         ] {
-            for agent in [Agent::native(), Agent::injected()] {
+            let injected =
+                [Mode::Bits32, Mode::Bits64].map(|mode| Agent::injected(mode).expect("the compiler for i686"));
+            for agent in [Agent::native()].iter().chain(&injected) {
                 assert!(agent.symbol(name).is_some_and(|address| address != 0), "{name}");
             }
         }

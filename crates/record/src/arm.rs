@@ -71,6 +71,9 @@ const C_LIBRARIES: [&str; 3] = ["libc.", "libc-2.", "ld-musl-"];
 /// The name under which targets have the agent mapped.
 const AGENT_NAME: &str = "trapline-agent";
 
+/// Why a 32-bit program is not traced by a recorder that was built without the agent for it.
+pub(crate) const NO_NARROW_AGENT: &str = "it is a 32-bit program, and this trapline was built without the agent for those; add the target by `rustup target add i686-unknown-linux-gnu` and build trapline again";
+
 /// A file's identity: device, inode, and when it was changed.
 type FileKey = (u64, u64, i64, i64);
 
@@ -95,6 +98,8 @@ pub(crate) struct KnownModule {
 pub(crate) struct Armory {
     agent: Agent,
     injected: Agent,
+    /// For 32-bit processes, if the recorder was built with it.
+    narrow: Option<Agent>,
     agent_file: File,
     agent_path: String,
     modules: HashMap<FileKey, Result<Arc<KnownModule>, String>>,
@@ -114,7 +119,8 @@ impl Armory {
         let agent_path = shared::path_for_others(agent_file.as_raw_fd());
         Ok(Self {
             agent,
-            injected: Agent::injected(),
+            injected: Agent::injected(Mode::Bits64).ok_or_else(|| io::Error::from(io::ErrorKind::Unsupported))?,
+            narrow: Agent::injected(Mode::Bits32),
             agent_file,
             agent_path,
             modules: HashMap::new(),
@@ -181,7 +187,7 @@ impl Armory {
         write_config(&memory, &agent, options)?;
         space.memory = Some(Arc::clone(&memory));
         space.pool = Some(pool);
-        let mut pending = Pending::new(memory, maps::read(tid)?, 0);
+        let mut pending = Pending::new(Mode::Bits64, memory, maps::read(tid)?, 0);
         self.prepare_modules(&mut pending, tid, process, &mut space, options, drain)?;
         match hook_linker(&mut pending, &agent, image.debug_state, image.linker_state()) {
             // Without it, unwinders that come later show the agent's frames.
@@ -203,7 +209,7 @@ impl Armory {
     ) -> Result<Vec<i32>, Untraceable> {
         let Some(memory) = space.memory.clone() else { return Ok(Vec::new()) };
         let last_area = memory.read_word(space.agent.config.after(offset_of!(Config, areas)))?;
-        let mut pending = Pending::new(Arc::clone(&memory), maps::read(tid)?, last_area);
+        let mut pending = Pending::new(space.agent.mode, Arc::clone(&memory), maps::read(tid)?, last_area);
         self.prepare_modules(&mut pending, tid, process, space, options, drain)?;
         let mut remote = Remote::on_errand(tid, &memory, space.agent.errand)?;
         let result = pending.commit(&mut remote, space, drain);
@@ -218,14 +224,17 @@ impl Armory {
             return Err(Untraceable("its dynamic linker did not load the agent".to_owned()));
         };
         let base = first.range.start.offset(-first.offset.cast_signed());
-        let mut found = agent_at(&self.agent, base, ThreadPointer::Own)?;
+        let mut found = agent_at(Mode::Bits64, &self.agent, base, ThreadPointer::Own)?;
         found.thread_offset = memory.read_word(found.config.after(offset_of!(Config, thread_offset)))?.cast_signed();
         Ok(found)
     }
 
-    /// The agent that is injected.
-    pub(crate) fn injected_agent(&self) -> &Agent {
-        &self.injected
+    /// The agent that is injected into processes of this width.
+    pub(crate) fn injected_agent(&self, mode: Mode) -> Result<&Agent, Untraceable> {
+        match mode {
+            Mode::Bits32 => self.narrow.as_ref().ok_or_else(|| Untraceable(NO_NARROW_AGENT.to_owned())),
+            Mode::Bits64 => Ok(&self.injected),
+        }
     }
 
     /// Finds out what has come and what has gone, and prepares to arm it.
@@ -455,7 +464,8 @@ impl Armory {
             |range: AddrRange| AddrRange::new(range.start.offset(loaded.bias.cast_signed()), range.len_bytes());
         let unwinder = module.unwinder.map(to_process);
         let (sites, writes) = (armed.sites, armed.writes);
-        let stubs = Stubs { at: stubs_at, memory: shared, sites, writes, of_unwinders, unwinder };
+        let mode = space.agent.mode;
+        let stubs = Stubs { mode, at: stubs_at, memory: shared, sites, writes, of_unwinders, unwinder };
         space.stubs.insert(loaded.key(), Arc::new(stubs));
         Ok(())
     }
@@ -498,7 +508,12 @@ pub(crate) fn write_config(memory: &Memory, agent: &AgentAt, options: &Options) 
 }
 
 /// Where an agent that is loaded at `base` has its entries. How far its threads' states are from their pointers is left to the caller.
-pub(crate) fn agent_at(agent: &Agent, base: Addr, thread_pointer: ThreadPointer) -> Result<AgentAt, Untraceable> {
+pub(crate) fn agent_at(
+    mode: Mode,
+    agent: &Agent,
+    base: Addr,
+    thread_pointer: ThreadPointer,
+) -> Result<AgentAt, Untraceable> {
     let at = |name: &str| {
         let address = agent.symbol(name);
         address
@@ -507,6 +522,7 @@ pub(crate) fn agent_at(agent: &Agent, base: Addr, thread_pointer: ThreadPointer)
     };
     let config = at(symbol::CONFIG)?;
     Ok(AgentAt {
+        mode,
         entries: Entries {
             enter: at(symbol::ENTER)?,
             enter_keep_flags: at(symbol::ENTER_KEEP_FLAGS)?,
@@ -537,7 +553,7 @@ pub(crate) fn hook_linker(
     debug_state: Addr,
     linker_state: Addr,
 ) -> Result<(), Untraceable> {
-    let Ok(jump) = encode::jmp(debug_state, agent.objects_changed, Mode::Bits64) else {
+    let Ok(jump) = encode::jmp(debug_state, agent.objects_changed, agent.mode) else {
         return Err(Untraceable(
             "the agent is out of the dynamic linker's reach: libraries that come later are not traced".to_owned(),
         ));

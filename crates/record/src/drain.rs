@@ -17,7 +17,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use trapline_abi::pool::{OnFull, state};
+use trapline_abi::{
+    pool::{OnFull, state},
+    record::is_written,
+};
 use trapline_trace::{Losses, Stream, Writer};
 
 use crate::{
@@ -407,15 +410,14 @@ impl Work {
         let seen_at_tsc = shared::tsc();
         self.records.clear();
         let words = pool.records(index)[begun.records..].iter();
-        // Acquire: pairs with the trampoline's store, which on x86 is a release.
-        self.records.extend(words.map(|word| word.load(Ordering::Acquire)).take_while(|word| *word != 0));
+        self.records.extend(words.map(record_in).take_while(|word| *word != 0));
         let mut has_hole = false;
         // The chunk of a thread that has not given it up is not ours, however much is in it.
         let is_done = if begun.records + self.records.len() == CHUNK_RECORDS {
             is_full || is_last
         } else if is_last {
             let rest = pool.records(index)[begun.records + self.records.len()..].iter();
-            self.records.extend(rest.map(|word| word.load(Ordering::Acquire)));
+            self.records.extend(rest.map(record_in));
             // What nobody had reserved is no loss: only holes before the last record are.
             let used = self.records.iter().rposition(|word| *word != 0).map_or(0, |last| last + 1);
             self.records.truncate(used);
@@ -427,7 +429,7 @@ impl Work {
                 return false;
             }
             let rest = pool.records(index)[begun.records + self.records.len()..].iter();
-            self.records.extend(rest.map(|word| word.load(Ordering::Acquire)));
+            self.records.extend(rest.map(record_in));
             has_hole = true;
             true
         } else {
@@ -458,6 +460,13 @@ impl Work {
     }
 }
 
+/// The record in a word of a chunk, or 0 if there is none yet.
+fn record_in(word: &AtomicU64) -> u64 {
+    // Acquire: pairs with the trampoline's store, which on x86 is a release; the chunk's header is there.
+    let word = word.load(Ordering::Acquire);
+    if is_written(word) { word } else { 0 }
+}
+
 /// A chunk to be written: the thread, its place in the thread's order, and in the pool.
 type ChunkAt = ((u32, u32), u32, usize);
 
@@ -485,8 +494,7 @@ fn chunks_to_write(space: &Space, look: Look) -> Vec<ChunkAt> {
 
 impl Space {
     fn is_used(&self, index: usize) -> bool {
-        // Acquire: pairs with the Release of who wrote it; the header is there.
-        self.pool.records(index).iter().any(|record| record.load(Ordering::Acquire) != 0)
+        self.pool.records(index).iter().any(|word| record_in(word) != 0)
     }
 
     /// Frees what was kept back for threads that have ended, and the oldest where that would be more than a quarter of the pool: those were left by longjmp.
@@ -520,6 +528,8 @@ impl Space {
 
 #[cfg(test)]
 mod tests {
+    use trapline_abi::record::KIND_SHIFT;
+
     use super::*;
 
     fn space(chunks: usize) -> Space {
@@ -570,7 +580,9 @@ mod tests {
         take(&space, 0, (7, 0), state::TAKEN);
         take(&space, 1, (7, 1), state::TAKEN);
         take(&space, 2, (8, 0), state::TAKEN);
-        space.pool.records(1)[3].store(1, Ordering::Relaxed);
+        // Half of a record, which 32-bit code stores first, is none.
+        space.pool.records(0)[3].store(1, Ordering::Relaxed);
+        space.pool.records(1)[3].store(1 << KIND_SHIFT, Ordering::Relaxed);
         assert_eq!(listed(&space, Look::Full), [0_usize; 0]);
         assert_eq!(listed(&space, Look::Everything), [1], "one has a record");
         space.free_unused(Some(7));

@@ -26,7 +26,7 @@ use std::{
 };
 
 use object::{Object, ObjectSymbol};
-use trapline_engine::Addr;
+use trapline_engine::{Addr, Mode};
 
 use crate::{
     remote::Remote,
@@ -34,7 +34,7 @@ use crate::{
         Tid, auxiliary_vector, maps,
         memory::Memory,
         ptrace::{self, SyscallStop},
-        spawn,
+        spawn, width,
     },
 };
 
@@ -42,21 +42,30 @@ const WORD: u64 = 8;
 const AT_IGNORE: u64 = 1;
 const AT_BASE: u64 = libc::AT_BASE;
 const AT_SECURE: u64 = libc::AT_SECURE;
-/// The code segment of 64-bit programs.
-const CODE_64: u64 = 0x33;
-/// `push 39; pop rax; syscall; ret`: `getpid`, which changes nothing. A call spoils these registers anyway.
-const REPORT: [u8; 6] = [0x6a, 39, 0x58, 0x0f, 0x05, 0xc3];
+/// Bytes of what [`report`] is.
+const REPORT_BYTES: usize = 6;
 /// The program counter in that system call, from the first instruction on.
 const IN_REPORT: i64 = 5;
-/// Functions begin at multiples of this, so that there is room for [`REPORT`] up to the next.
+/// Functions begin at multiples of this, so that there is room for [`report`] up to the next.
 const FUNCTION_ALIGN: u64 = 16;
-const ENDBR64: [u8; 4] = [0xf3, 0x0f, 0x1e, 0xfa];
+const ENDBR: [[u8; 4]; 2] = [[0xf3, 0x0f, 0x1e, 0xfa], [0xf3, 0x0f, 0x1e, 0xfb]];
 const RET: u8 = 0xc3;
 const SYSCALL_RET: [u8; 3] = [0x0f, 0x05, RET];
 
-/// `r_state` in the `r_debug` of `<link.h>`, at 64 bit.
-const R_STATE_AT: i64 = 24;
 const RT_CONSISTENT: u64 = 0;
+
+/// `r_state` in the `r_debug` of `<link.h>`: behind a version, padded, and two pointers.
+fn r_state(mode: Mode, r_debug: Addr) -> Addr {
+    r_debug.after(3 * mode.word_bytes() as usize)
+}
+
+/// `push 39; pop rax; syscall; ret`: `getpid`, which changes nothing. A call spoils these registers anyway. At 32 bit it has the number 20, and `int 0x80`.
+fn report(mode: Mode) -> [u8; REPORT_BYTES] {
+    match mode {
+        Mode::Bits32 => [0x6a, 20, 0x58, 0xcd, 0x80, RET],
+        Mode::Bits64 => [0x6a, 39, 0x58, 0x0f, 0x05, RET],
+    }
+}
 
 /// Bytes of a string in the environment that are looked at.
 const PRELOAD_LIMIT_BYTES: usize = 1 << 17;
@@ -78,8 +87,8 @@ pub(crate) struct Linker {
     debug_state: u64,
     /// Of `_r_debug`, which says what has happened.
     r_debug: u64,
-    /// Of a `syscall` and a `ret`.
-    syscall_ret: u64,
+    /// Of a `syscall` and a `ret`, which 32-bit code has none of.
+    syscall_ret: Option<u64>,
 }
 
 /// Dynamic linkers by path: a machine has one or two.
@@ -122,18 +131,20 @@ impl Linker {
         };
         let text = file.section_by_name(".text")?;
         // Bytes that mean this wherever execution begins at them, be they a part of another instruction.
-        let at = text.data().ok()?.windows(SYSCALL_RET.len()).position(|bytes| bytes == SYSCALL_RET)?;
-        let r_debug = symbol("_r_debug")?;
-        Some(Self { debug_state: symbol("_dl_debug_state")?, r_debug, syscall_ret: text.address() + at as u64 })
+        let at = text.data().ok()?.windows(SYSCALL_RET.len()).position(|bytes| bytes == SYSCALL_RET);
+        let syscall_ret = at.map(|at| text.address() + at as u64);
+        Some(Self { debug_state: symbol("_dl_debug_state")?, r_debug: symbol("_r_debug")?, syscall_ret })
     }
 }
 
 /// A program image that is being loaded.
 #[derive(Debug)]
 pub(crate) struct NewImage {
+    /// Its width.
+    pub(crate) mode: Mode,
     /// Where the dynamic linker reports to: a function that does nothing.
     pub(crate) debug_state: Addr,
-    original: [u8; REPORT.len()],
+    original: [u8; REPORT_BYTES],
     r_debug: Addr,
     /// What was changed for the agent to be preloaded, if it is.
     preload: Option<Preload>,
@@ -164,8 +175,9 @@ struct InitialStack {
 }
 
 impl InitialStack {
-    fn read(memory: &Memory, at: Addr) -> io::Result<Self> {
-        let word = |index: u64| memory.read_word(at.offset((index * WORD).cast_signed()));
+    fn read(mode: Mode, memory: &Memory, at: Addr) -> io::Result<Self> {
+        let word_bytes = u64::from(mode.word_bytes());
+        let word = |index: u64| memory.read_pointer(mode, at.offset((index * word_bytes).cast_signed()));
         let mut vectors = vec![word(0)?];
         let mut next = 1;
         let mut terminators = 0;
@@ -208,35 +220,39 @@ pub(crate) struct LoadedLinker {
 }
 
 /// The dynamic linker of a process that runs.
-pub(crate) fn loaded_linker(tid: Tid, memory: &Memory, linkers: &mut Linkers) -> Result<LoadedLinker, Untraceable> {
-    let base = auxiliary_vector(tid)?.get(&AT_BASE).copied().unwrap_or(0);
+pub(crate) fn loaded_linker(
+    mode: Mode,
+    tid: Tid,
+    memory: &Memory,
+    linkers: &mut Linkers,
+) -> Result<LoadedLinker, Untraceable> {
+    let base = auxiliary_vector(tid, mode)?.get(&AT_BASE).copied().unwrap_or(0);
     if base == 0 {
         return Err(Untraceable("it is linked statically".to_owned()));
     }
     let (debug_state, r_debug) = linkers.of_process(tid, base)?;
     check_debug_state(memory, debug_state)?;
-    Ok(LoadedLinker { debug_state, linker_state: r_debug.offset(R_STATE_AT) })
+    Ok(LoadedLinker { debug_state, linker_state: r_state(mode, r_debug) })
 }
 
-fn check_debug_state(memory: &Memory, debug_state: Addr) -> Result<[u8; REPORT.len()], Untraceable> {
-    let mut code = [0; REPORT.len()];
+fn check_debug_state(memory: &Memory, debug_state: Addr) -> Result<[u8; REPORT_BYTES], Untraceable> {
+    let mut code = [0; REPORT_BYTES];
     memory.read(debug_state, &mut code)?;
-    let does_nothing = code.strip_prefix(&ENDBR64).unwrap_or(&code).first() == Some(&RET);
+    let unmarked = ENDBR.iter().find_map(|mark| code.strip_prefix(mark)).unwrap_or(&code);
+    let does_nothing = unmarked.first() == Some(&RET);
     if !does_nothing || !debug_state.value().is_multiple_of(FUNCTION_ALIGN) {
         return Err(Untraceable(format!("the function at {debug_state} in its dynamic linker does something")));
     }
     Ok(code)
 }
 
-/// Prepares a thread that is stopped at its exec, with the agent to preload, if there is one. `Err` says why this image runs untraced; nothing was
-/// changed then.
+/// Prepares a thread that is stopped at its exec, with the agent to preload, if there is one; 32-bit images never preload it. `Err` says why this image runs
+/// untraced; nothing was changed then.
 pub(crate) fn prepare(tid: Tid, agent: Option<&str>, linkers: &mut Linkers) -> Result<NewImage, Untraceable> {
     let registers = ptrace::registers(tid)?;
-    if registers.cs != CODE_64 {
-        return Err(Untraceable("it is a 32-bit program".to_owned()));
-    }
+    let mode = width::mode_of(&registers);
     let memory = Memory::open(tid)?;
-    let stack = InitialStack::read(&memory, Addr::new(registers.rsp))?;
+    let stack = InitialStack::read(mode, &memory, Addr::new(registers.rsp))?;
     if stack.auxiliary(AT_SECURE) != 0 {
         return Err(Untraceable("it runs with more rights than its user (setuid, setgid or capabilities)".to_owned()));
     }
@@ -255,12 +271,15 @@ pub(crate) fn prepare(tid: Tid, agent: Option<&str>, linkers: &mut Linkers) -> R
     if environment.iter().any(|(_, text)| text.starts_with(b"LD_TRACE_LOADED_OBJECTS=")) {
         return Err(Untraceable("it is asked for its libraries only (ldd)".to_owned()));
     }
-    let preload = match agent {
-        Some(agent) => Some(preload(tid, &memory, &stack, &environment, agent, at(linker.syscall_ret))?),
-        None => None,
+    let preload = match (agent.filter(|_| mode == Mode::Bits64), linker.syscall_ret) {
+        (Some(agent), Some(syscall_ret)) => Some(preload(tid, &memory, &stack, &environment, agent, at(syscall_ret))?),
+        (Some(_), None) => {
+            return Err(Untraceable("there is no code in its dynamic linker that makes system calls".to_owned()));
+        }
+        (None, _) => None,
     };
-    memory.write(debug_state, &REPORT)?;
-    Ok(NewImage { debug_state, original: code, r_debug: at(linker.r_debug), preload })
+    memory.write(debug_state, &report(mode))?;
+    Ok(NewImage { mode, debug_state, original: code, r_debug: at(linker.r_debug), preload })
 }
 
 /// Has the dynamic linker preload the agent.
@@ -356,15 +375,15 @@ impl NewImage {
 
     /// Where the dynamic linker says what it is doing.
     pub(crate) fn linker_state(&self) -> Addr {
-        self.r_debug.offset(R_STATE_AT)
+        r_state(self.mode, self.r_debug)
     }
 
     /// Takes the thread out of the report, by doing what the function there does: it returns.
     pub(crate) fn reached(&self, tid: Tid, memory: &Memory) -> io::Result<Report> {
         const STATE_BITS: u64 = 0xffff_ffff;
         let mut registers = ptrace::registers(tid)?;
-        registers.rip = memory.read_word(Addr::new(registers.rsp))?;
-        registers.rsp += WORD;
+        registers.rip = memory.read_pointer(self.mode, Addr::new(registers.rsp))?;
+        registers.rsp += u64::from(self.mode.word_bytes());
         ptrace::set_registers(tid, &registers)?;
         let state = memory.read_word(self.linker_state())? & STATE_BITS;
         Ok(if state == RT_CONSISTENT { Report::Loaded } else { Report::Changing })
@@ -395,9 +414,11 @@ impl NewImage {
         let mut registers = ptrace::registers(tid)?;
         let offset = Addr::new(registers.rip).distance_from(self.debug_state);
         if (1..=IN_REPORT).contains(&offset) {
-            let return_at = Addr::new(registers.rsp).offset(if offset == PUSHED { WORD.cast_signed() } else { 0 });
-            registers.rip = memory.read_word(return_at)?;
-            registers.rsp = return_at.value() + WORD;
+            let word_bytes = u64::from(self.mode.word_bytes());
+            let return_at =
+                Addr::new(registers.rsp).offset(if offset == PUSHED { word_bytes.cast_signed() } else { 0 });
+            registers.rip = memory.read_pointer(self.mode, return_at)?;
+            registers.rsp = return_at.value() + word_bytes;
             registers.orig_rax = u64::MAX;
             ptrace::set_registers(tid, &registers)?;
         }

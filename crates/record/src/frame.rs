@@ -41,9 +41,8 @@ pub(crate) fn signal_frame(
     const UC_FLAGS: u64 = 7;
     /// No flag that the kernel knows: it leaves the alternate stack alone.
     const NO_STACK: u64 = 0x10;
-    let state_bytes = state_bytes.min(xstate.len());
-    let len_bytes = state_bytes as u64 + 4;
-    let state_at = (registers.rsp - RED_ZONE_BYTES - len_bytes) & !63;
+    let extended = extended_state(xstate, state_bytes);
+    let state_at = (registers.rsp - RED_ZONE_BYTES - extended.len() as u64) & !63;
     // As if a call had pushed the return address.
     let at = ((state_at - HEAD_BYTES) & !15) - 8;
     let now = registers;
@@ -91,6 +90,13 @@ pub(crate) fn signal_frame(
     ];
     let mut bytes: Vec<u8> = words.into_iter().flat_map(u64::to_le_bytes).collect();
     bytes.resize(usize::try_from(state_at - at).unwrap_or(0), 0);
+    bytes.extend_from_slice(&extended);
+    SignalFrame { at: Addr::new(at), bytes }
+}
+
+/// The area that XSAVE would write, as the kernel has it in a signal frame, with what marks its end.
+pub(crate) fn extended_state(xstate: &[u8], state_bytes: usize) -> Vec<u8> {
+    let state_bytes = state_bytes.min(xstate.len());
     let mut state = xstate[..state_bytes].to_vec();
     if state_bytes > SOFTWARE_AT + 48 {
         let features = xstate[SOFTWARE_AT..].first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes)) & FEATURES;
@@ -105,9 +111,8 @@ pub(crate) fn signal_frame(
         .concat();
         state[SOFTWARE_AT..SOFTWARE_AT + software.len()].copy_from_slice(&software);
     }
-    bytes.extend_from_slice(&state);
-    bytes.extend_from_slice(&FP_XSTATE_MAGIC2.to_le_bytes());
-    SignalFrame { at: Addr::new(at), bytes }
+    state.extend_from_slice(&FP_XSTATE_MAGIC2.to_le_bytes());
+    state
 }
 
 /// How many bytes of a thread's area of XSAVE belong to [`FEATURES`], of which the processor has `enabled`.

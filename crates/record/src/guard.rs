@@ -16,7 +16,7 @@ use std::{
 };
 
 use trapline_abi::{agent::INJECTED_THREAD_OFFSET, pool::PoolHeader};
-use trapline_engine::{Addr, AddrRange, insn::InsnBytes};
+use trapline_engine::{Addr, AddrRange, Mode, insn::InsnBytes};
 use trapline_image::Write;
 use trapline_process::quiesce::stop_process;
 
@@ -60,7 +60,8 @@ impl Guard {
     pub(crate) fn hold(&self, id: SpaceId, pid: Tid, footprint: &Footprint) {
         // The agent's code comes first.
         let base = footprint.code.first().map_or(0, |code| code.start.value());
-        let mut words = vec![u64::from(id.0), u64::from(pid.cast_unsigned()), base];
+        let mode = footprint.agent.mode;
+        let mut words = vec![u64::from(id.0), u64::from(pid.cast_unsigned()), u64::from(mode.bitness()), base];
         words.extend([footprint.gadgets.syscall_ret.value(), footprint.gadgets.sigreturn.value()]);
         for ranges in [&footprint.code, &footprint.mapped, &footprint.unwinders] {
             put_ranges(&mut words, ranges);
@@ -159,11 +160,13 @@ struct Held {
     footprint: Footprint,
 }
 
-fn read_held(words: &mut Words<'_>, agent: &Agent) -> Option<Held> {
+fn read_held(words: &mut Words<'_>) -> Option<Held> {
     let pid = Tid::try_from(words.next()).ok()?;
-    let mut agent = arm::agent_at(agent, Addr::new(words.next()), ThreadPointer::Given).ok()?;
+    let mode = if words.next() == u64::from(Mode::Bits32.bitness()) { Mode::Bits32 } else { Mode::Bits64 };
+    let agent = Agent::injected(mode)?;
+    let mut agent = arm::agent_at(mode, &agent, Addr::new(words.next()), ThreadPointer::Given).ok()?;
     agent.thread_offset = INJECTED_THREAD_OFFSET.cast_signed();
-    let gadgets = Gadgets { syscall_ret: Addr::new(words.next()), sigreturn: Addr::new(words.next()) };
+    let gadgets = Gadgets { syscall_ret: Addr::new(words.next()), sigreturn: Addr::new(words.next()), mode };
     let (code, mapped, unwinders) = (words.ranges(), words.ranges(), words.ranges());
     let (writes, of_unwinders) = (words.writes(), words.writes());
     Some(Held { pid, footprint: Footprint { agent, code, mapped, unwinders, writes, of_unwinders, gadgets } })
@@ -181,14 +184,13 @@ fn read_message(pipe: &mut File) -> Option<(u64, Vec<u64>)> {
 
 /// The guard's life.
 fn watch(mut pipe: File) {
-    let agent = Agent::injected();
     let mut held = BTreeMap::new();
     while let Some((kind, words)) = read_message(&mut pipe) {
         let mut words = Words(&words);
         let id = words.next();
         match kind {
             HOLD => {
-                held.extend(read_held(&mut words, &agent).map(|one| (id, one)));
+                held.extend(read_held(&mut words).map(|one| (id, one)));
             }
             EXTEND => {
                 if let Some(Held { footprint, .. }) = held.get_mut(&id) {

@@ -9,7 +9,7 @@ use std::{
     os::fd::{AsRawFd, RawFd},
 };
 
-use trapline_engine::Addr;
+use trapline_engine::{Addr, Mode};
 
 use crate::{
     remote::Remote,
@@ -19,15 +19,13 @@ use crate::{
 /// How much of a thread's stack is used for it.
 pub(crate) const STACK_BYTES: i64 = 512;
 
-/// Of what lies there, in bytes from its start: a `msghdr`, an `iovec`, the byte that is sent, what comes with it, and the pair of sockets.
+/// Of what lies there, in bytes from its start: a `msghdr`, an `iovec`, the byte that is sent, what comes with it, and the pair of sockets. At 32 bit these
+/// are smaller.
 const VECTOR_AT: usize = 56;
 const BYTE_AT: usize = 72;
 const CONTROL_AT: usize = 80;
 const CONTROL_BYTES: usize = 24;
 const PAIR_AT: usize = 104;
-
-/// Where a descriptor is in what comes with a byte: behind length, level and type (cmsg(3)).
-const RECEIVED_AT: usize = 16;
 
 /// Has a stopped thread open what `descriptor` is of ours, to write as well or not. `room` is memory of its stack that nobody uses. Returns its descriptor.
 pub(crate) fn open(
@@ -77,26 +75,32 @@ fn by_socket(remote: &mut Remote, memory: &Memory, room: Addr, process: Tid, des
 
 fn receive(remote: &mut Remote, memory: &Memory, room: Addr, socket: u64) -> io::Result<u64> {
     let at = |offset: usize| room.after(offset).value();
+    let word_bytes = remote.mode().word_bytes() as usize;
     let mut bytes = [0; PAIR_AT];
-    // Of `msghdr`: the vector, its length, what comes with it, and how much room there is for that; of `iovec`: the byte, and that it is one.
+    // Of `msghdr`, in words: the vector, its length, what comes with it, and how much room there is for that; of `iovec`: the byte, and that it is one.
     let words = [
-        (16, at(VECTOR_AT)),
-        (24, 1),
-        (32, at(CONTROL_AT)),
-        (40, CONTROL_BYTES as u64),
+        (2 * word_bytes, at(VECTOR_AT)),
+        (3 * word_bytes, 1),
+        (4 * word_bytes, at(CONTROL_AT)),
+        (5 * word_bytes, CONTROL_BYTES as u64),
         (VECTOR_AT, at(BYTE_AT)),
-        (VECTOR_AT + 8, 1),
+        (VECTOR_AT + word_bytes, 1),
     ];
     for (offset, word) in words {
-        bytes[offset..offset + 8].copy_from_slice(&word.to_le_bytes());
+        bytes[offset..offset + word_bytes].copy_from_slice(&word.to_le_bytes()[..word_bytes]);
     }
     memory.write(room, &bytes)?;
     let flags = u64::from(libc::MSG_CMSG_CLOEXEC.cast_unsigned());
     remote.syscall(libc::SYS_recvmsg, [socket, room.value(), flags, 0, 0, 0])?;
     let came = memory.read_vec(room.after(CONTROL_AT), CONTROL_BYTES)?;
-    let descriptor = came[RECEIVED_AT..].first_chunk().map(|bytes| i32::from_le_bytes(*bytes));
-    let len_bytes = came.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
-    let descriptor = descriptor.filter(|_| len_bytes >= RECEIVED_AT as u64 + 4);
+    // Behind length, level and type (cmsg(3)).
+    let received_at = word_bytes + 8;
+    let descriptor = came[received_at..].first_chunk().map(|bytes| i32::from_le_bytes(*bytes));
+    let len_bytes = match remote.mode() {
+        Mode::Bits32 => came.first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes).into()),
+        Mode::Bits64 => came.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes)),
+    };
+    let descriptor = descriptor.filter(|_| len_bytes >= received_at as u64 + 4);
     descriptor
         .and_then(|descriptor| u64::try_from(descriptor).ok())
         .ok_or_else(|| io::Error::from(io::ErrorKind::Unsupported))

@@ -12,12 +12,16 @@ use std::{
 };
 
 use object::{
-    Endianness, Object, ObjectKind,
-    elf::{self, FileHeader64, PT_INTERP},
+    Endianness, FileKind, Object, ObjectKind,
+    elf::{self, FileHeader32, FileHeader64, PT_INTERP},
     read::elf::{FileHeader, ProgramHeader},
 };
 
+use trapline_engine::Mode;
+
 use crate::{
+    agent::Agent,
+    arm::NO_NARROW_AGENT,
     error::{Doing, Error},
     sys::spawn,
 };
@@ -113,8 +117,8 @@ fn check(path: &Path, scripts: u32) -> Result<(), Error> {
         );
     }
     let Ok(file) = object::File::parse(&*bytes) else { return cannot_execute("its ELF headers are broken") };
-    if !file.is_64() {
-        return cannot_trace("it is a 32-bit program, which this version cannot record yet");
+    if !file.is_64() && Agent::injected(Mode::Bits32).is_none() {
+        return cannot_trace(NO_NARROW_AGENT);
     }
     if !matches!(file.kind(), ObjectKind::Executable | ObjectKind::Dynamic) {
         return cannot_execute("it is an object file; link it first");
@@ -131,7 +135,14 @@ fn check(path: &Path, scripts: u32) -> Result<(), Error> {
 }
 
 fn interpreter(bytes: &[u8]) -> Option<PathBuf> {
-    let header = FileHeader64::<Endianness>::parse(bytes).ok()?;
+    match FileKind::parse(bytes).ok()? {
+        FileKind::Elf32 => interpreter_of::<FileHeader32<Endianness>>(bytes),
+        _ => interpreter_of::<FileHeader64<Endianness>>(bytes),
+    }
+}
+
+fn interpreter_of<H: FileHeader<Endian = Endianness>>(bytes: &[u8]) -> Option<PathBuf> {
+    let header = H::parse(bytes).ok()?;
     let endian = header.endian().ok()?;
     let headers = header.program_headers(endian, bytes).ok()?;
     let interpreter = headers.iter().find(|header| header.p_type(endian) == PT_INTERP)?;

@@ -15,11 +15,8 @@
 
 use std::{collections::HashMap, fs::File, io, mem::offset_of, os::unix::fs::FileExt};
 
-use trapline_abi::{
-    agent::{Config, Detour, SHADOW_ENTRIES, SHADOW_MAPPED, SHADOW_STATE_BITS},
-    thread::{BLOCK_SHIFT, SHADOW_BYTES, SHADOW_RETURN, shadow_address},
-};
-use trapline_engine::{Addr, AddrRange};
+use trapline_abi::agent::{Config, Detour};
+use trapline_engine::{Addr, AddrRange, Mode};
 use trapline_image::Write;
 use trapline_process::quiesce::{OtherProcess, RangeSet};
 
@@ -28,12 +25,13 @@ use crate::{
     inject::Gadgets,
     places::Places,
     remote::Remote,
+    shadows::{self, Block},
     space::AgentAt,
     sys::{
         Tid,
         maps::{self, Mapping},
         memory::Memory,
-        ptrace, spawn,
+        ptrace, spawn, width,
     },
     text,
 };
@@ -89,16 +87,19 @@ impl Context {
     /// `flags`.
     const FLAGS: usize = 6;
     const WORDS: usize = 7;
-    /// `EXTENDED_CONTEXT_BIT`, which is always set.
-    const IS_EXTENDED: u64 = 1 << 62;
+
+    /// `EXTENDED_CONTEXT_BIT`, which is always set: the last but one of a word.
+    fn is_extended(mode: Mode) -> u64 {
+        1 << (mode.bitness() - 2)
+    }
+
     /// `SIGNAL_FRAME_BIT`.
-    const IS_SIGNAL: u64 = 1 << 63;
+    fn is_signal(mode: Mode) -> u64 {
+        1 << (mode.bitness() - 1)
+    }
 }
 
 const PAGE_BYTES: u64 = 4096;
-
-/// Bytes of shadow for a block.
-const BLOCK_SHADOW_BYTES: u64 = (SHADOW_BYTES / 8) << BLOCK_SHIFT;
 
 impl Footprint {
     /// Takes edits of code back.
@@ -153,7 +154,7 @@ impl Footprint {
         let slots = self.hooked_slots(any, memory)?;
         let contexts = self.contexts(&stacks, memory, &mappings, &slots);
         for (word, return_address) in slots.iter().chain(&contexts) {
-            memory.write_word(*word, *return_address)?;
+            memory.write_pointer(self.agent.mode, *word, *return_address)?;
         }
         text::undo(memory, &mut self.of_unwinders)?;
         Ok(inside)
@@ -180,7 +181,7 @@ impl Footprint {
             pc = find_fde(registers, memory)?;
         }
         let to = if pc == self.agent.return_code {
-            Some(Addr::new(memory.read_word(shadow_of(Addr::new(registers.rsp).offset(-8)))?))
+            shadows::return_of(&self.agent, memory, Addr::new(registers.rsp))?
         } else {
             if places.is_none() {
                 *places = Some(Places::read(memory, &self.agent)?);
@@ -195,7 +196,7 @@ impl Footprint {
     /// Has a thread go on that is held for an unwinder that has just begun: that asks about itself first, and has the return address of its caller somewhere.
     fn let_begin(&self, tid: Tid, registers: &mut libc::user_regs_struct, memory: &Memory) -> io::Result<()> {
         let has_asked = self.agent.asked.contains(Addr::new(registers.rip));
-        if has_asked && self.is_in_unwinder(Addr::new(registers.rdi)) {
+        if has_asked && self.is_in_unwinder(Addr::new(first_argument(registers, memory)?)) {
             registers.rip = find_fde(registers, memory)?.value();
             ptrace::set_registers(tid, registers)?;
         }
@@ -232,7 +233,7 @@ impl Footprint {
     fn may_work_for_unwinder(&self, registers: &libc::user_regs_struct, memory: &Memory, mappings: &[Mapping]) -> bool {
         /// What the frames below an unwinder's need at most: the dynamic linker saves all vector registers while it looks for a function.
         const NEAR_BYTES: u64 = 8192;
-        if self.unwinders.is_empty() || (registers.orig_rax.cast_signed() >= 0 && !waits_for_lock(registers)) {
+        if self.unwinders.is_empty() || (width::call_of(registers) >= 0 && !waits_for_lock(registers)) {
             return false;
         }
         let Some(object) = mappings.iter().find(|mapping| mapping.range.contains(Addr::new(registers.rip))) else {
@@ -245,42 +246,26 @@ impl Footprint {
         let end = end_of_mapping(Addr::new(sp), mappings);
         let len_bytes = end.map_or(0, |end| NEAR_BYTES.min(end.value() - sp));
         let Ok(stack) = memory.read_vec(Addr::new(sp), usize::try_from(len_bytes).unwrap_or(0)) else { return false };
-        let returns = |word: &[u8; 8]| {
-            let call = Addr::new(u64::from_le_bytes(*word)).offset(-1);
-            self.is_in_unwinder(call)
-        };
-        stack.as_chunks().0.iter().any(returns)
-    }
-
-    /// The blocks of stack that have a shadow.
-    fn shadowed_blocks(&self, memory: &Memory) -> io::Result<Vec<u64>> {
-        let table = memory.read_vec(self.agent.shadows, SHADOW_ENTRIES as usize * size_of::<u32>())?;
-        let entries =
-            table.chunks_exact(4).map(|bytes| bytes.first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes)));
-        let is_mapped = |entry: &u32| entry & ((1 << SHADOW_STATE_BITS) - 1) == SHADOW_MAPPED;
-        let mut blocks: Vec<u64> =
-            entries.filter(is_mapped).map(|entry| u64::from(entry >> SHADOW_STATE_BITS)).collect();
-        blocks.sort_unstable();
-        Ok(blocks)
+        words_of(self.agent.mode, &stack).any(|word| self.is_in_unwinder(Addr::new(word).offset(-1)))
     }
 
     /// Every slot that is hooked, and its return address.
     fn hooked_slots(&self, tid: Tid, memory: &Memory) -> io::Result<Vec<(Addr, u64)>> {
         let pages = File::open(format!("/proc/{tid}/pagemap"))?;
         let mut slots = Vec::new();
-        for block in self.shadowed_blocks(memory)? {
-            let shadow = Addr::new(shadow_address(block << BLOCK_SHIFT));
-            let stack = Addr::new(block << BLOCK_SHIFT);
-            let mut present = vec![0; usize::try_from(BLOCK_SHADOW_BYTES / PAGE_BYTES).unwrap_or(0) * 8];
-            pages.read_exact_at(&mut present, shadow.value() / PAGE_BYTES * 8)?;
+        let ratio = shadows::BYTES as u64 / u64::from(self.agent.mode.word_bytes());
+        for Block { stack, shadow } in shadows::blocks(&self.agent, memory)? {
+            let len_bytes = shadow.len_bytes();
+            let mut present = vec![0; usize::try_from(len_bytes / PAGE_BYTES).unwrap_or(0) * 8];
+            pages.read_exact_at(&mut present, shadow.start.value() / PAGE_BYTES * 8)?;
             for (page, entry) in present.chunks_exact(8).enumerate() {
                 // Present, or in the swap (Documentation/admin-guide/mm/pagemap.rst).
                 if entry[7] & 0xc0 == 0 {
                     continue;
                 }
                 let offset = page as u64 * PAGE_BYTES;
-                let shadows = memory.read_vec(shadow.offset(offset.cast_signed()), 4096)?;
-                self.slots_of_page(memory, stack.offset((offset / 2).cast_signed()), &shadows, &mut slots);
+                let shadows = memory.read_vec(shadow.start.offset(offset.cast_signed()), 4096)?;
+                self.slots_of_page(memory, stack.offset((offset / ratio).cast_signed()), &shadows, &mut slots);
             }
         }
         Ok(slots)
@@ -299,23 +284,26 @@ impl Footprint {
         if self.unwinders.is_empty() {
             return contexts;
         }
+        let mode = self.agent.mode;
+        let word_bytes = i64::from(mode.word_bytes());
         let returns: HashMap<Addr, u64> = slots.iter().copied().collect();
         for &stack in stacks {
             let Some(end) = end_of_mapping(stack, mappings) else { continue };
             let Ok(bytes) = memory.read_vec(stack, usize::try_from(end.distance_from(stack)).unwrap_or(0)) else {
                 continue;
             };
-            let words: Vec<u64> = bytes.as_chunks().0.iter().map(|word| u64::from_le_bytes(*word)).collect();
+            let words: Vec<u64> = words_of(mode, &bytes).collect();
             for (index, context) in words.windows(Context::WORDS).enumerate() {
                 if context[Context::ADDRESS] != self.agent.return_code.value()
-                    || context[Context::FLAGS] & !Context::IS_SIGNAL != Context::IS_EXTENDED
+                    || context[Context::FLAGS] & !Context::is_signal(mode) != Context::is_extended(mode)
                     || !self.is_in_unwinder(Addr::new(context[Context::FUNCTION]))
                 {
                     continue;
                 }
-                let slot = Addr::new(context[Context::FRAME_ADDRESS]).offset(-8);
+                let slot = Addr::new(context[Context::FRAME_ADDRESS]).offset(-word_bytes);
                 if let Some(return_address) = returns.get(&slot) {
-                    contexts.push((stack.after((index + Context::ADDRESS) * 8), *return_address));
+                    let at = stack.after((index + Context::ADDRESS) * mode.word_bytes() as usize);
+                    contexts.push((at, *return_address));
                 }
             }
         }
@@ -324,22 +312,26 @@ impl Footprint {
 
     /// The same, of the part of a stack that a page of shadows is for.
     fn slots_of_page(&self, memory: &Memory, stack: Addr, shadows: &[u8], slots: &mut Vec<(Addr, u64)>) {
+        let mode = self.agent.mode;
+        let word_bytes = mode.word_bytes() as usize;
+        let (all, _) = shadows.as_chunks::<{ shadows::BYTES }>();
         // A stack that is gone has no slots.
-        let Ok(words) = memory.read_vec(stack, shadows.len() / 2) else { return };
-        let word = |bytes: &[u8], at: usize| bytes[at..].first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
-        for (index, shadow) in shadows.chunks_exact(16).enumerate() {
-            let return_address = word(shadow, usize::try_from(SHADOW_RETURN).unwrap_or(0));
-            if return_address != 0 && word(&words, index * 8) == self.agent.return_code.value() {
-                slots.push((stack.after(index * 8), return_address));
+        let Ok(bytes) = memory.read_vec(stack, all.len() * word_bytes) else { return };
+        for ((index, shadow), word) in all.iter().enumerate().zip(words_of(mode, &bytes)) {
+            let slot = stack.after(index * word_bytes);
+            if let Some(return_address) = shadows::return_in(mode, slot, shadow)
+                && word == self.agent.return_code.value()
+            {
+                slots.push((slot, return_address));
             }
         }
     }
 
     /// Has a stopped thread unmap everything. Nothing may lead there any more.
     pub(crate) fn unmap(&self, tid: Tid, remote: &mut Remote, memory: &Memory) -> io::Result<()> {
-        let mut shadows: Vec<u64> =
-            self.shadowed_blocks(memory)?.into_iter().map(|block| shadow_address(block << BLOCK_SHIFT)).collect();
-        shadows.sort_unstable();
+        let mut shadows: Vec<AddrRange> =
+            shadows::blocks(&self.agent, memory)?.into_iter().map(|block| block.shadow).collect();
+        shadows.sort_unstable_by_key(|shadow| shadow.start);
         for run in runs(&shadows, &maps::read(tid)?) {
             remote.unmap(run.start, run.len_bytes())?;
         }
@@ -351,12 +343,13 @@ impl Footprint {
 pub(crate) fn withdraw(threads: &[Tid], footprint: &Footprint, memory: &Memory) -> Result<(), Untraceable> {
     for &tid in threads {
         let mut registers = ptrace::registers(tid)?;
-        registers.gs_base = 0;
-        ptrace::set_registers(tid, &registers)?;
+        if !is_kernels(&registers) {
+            width::give_pointer(tid, &mut registers, None)?;
+        }
     }
     let tid = worker(threads);
     let known = Some(footprint.gadgets).filter(|gadgets| gadgets.are_there(memory));
-    let found = || Gadgets::find(memory, &maps::read(tid).ok()?, &footprint.code);
+    let found = || Gadgets::find(footprint.agent.mode, memory, &maps::read(tid).ok()?, &footprint.code);
     let gadgets = known
         .or_else(found)
         .ok_or_else(|| Untraceable("there is no code in it that makes system calls; our memory stays".to_owned()))?;
@@ -385,7 +378,7 @@ pub(crate) fn worker(threads: &[Tid]) -> Tid {
     let is_simple = |tid: &&Tid| {
         ptrace::registers(**tid).is_ok_and(|registers| {
             !is_kernels(&registers)
-                && (registers.orig_rax.cast_signed() < 0 || registers.rax.cast_signed() != ERESTART_RESTARTBLOCK)
+                && (width::call_of(&registers) < 0 || width::result_of(&registers) != ERESTART_RESTARTBLOCK)
         })
     };
     threads.iter().find(is_simple).or(threads.first()).copied().unwrap_or(0)
@@ -393,14 +386,33 @@ pub(crate) fn worker(threads: &[Tid]) -> Tid {
 
 /// Where a thread goes on that is held with these registers: the stub of `_Unwind_Find_FDE`.
 fn find_fde(registers: &libc::user_regs_struct, memory: &Memory) -> io::Result<Addr> {
-    let detour = Addr::new(registers.r10);
+    let detour = match width::mode_of(registers) {
+        Mode::Bits32 => Addr::new(registers.rdx),
+        Mode::Bits64 => Addr::new(registers.r10),
+    };
     memory.read_word(detour.after(offset_of!(Detour, function))).map(Addr::new)
+}
+
+/// The first argument of a function that a thread is at the beginning of.
+fn first_argument(registers: &libc::user_regs_struct, memory: &Memory) -> io::Result<u64> {
+    let mode = width::mode_of(registers);
+    match mode {
+        Mode::Bits32 => memory.read_pointer(mode, Addr::new(registers.rsp).after(4)),
+        Mode::Bits64 => Ok(registers.rdi),
+    }
+}
+
+/// The words that lie in some bytes.
+fn words_of(mode: Mode, bytes: &[u8]) -> impl Iterator<Item = u64> {
+    let word_bytes = mode.word_bytes() as usize;
+    bytes.chunks_exact(word_bytes).map(|word| word.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte)))
 }
 
 /// Whether the system call that a thread is in is one by which the C library waits for a lock of its own.
 fn waits_for_lock(registers: &libc::user_regs_struct) -> bool {
-    let command = libc::c_int::try_from(registers.rsi & 0x7f).unwrap_or(-1);
-    registers.orig_rax.cast_signed() == libc::SYS_futex && command == libc::FUTEX_WAIT
+    let command = libc::c_int::try_from(width::second_argument(registers) & 0x7f).unwrap_or(-1);
+    let futex = width::call_number(width::mode_of(registers), libc::SYS_futex);
+    u64::try_from(width::call_of(registers)).ok() == futex && command == libc::FUTEX_WAIT
 }
 
 /// Whether an object that is mapped there is the C library or the dynamic linker.
@@ -424,30 +436,22 @@ fn is_mapped(range: AddrRange, mappings: &[Mapping]) -> bool {
     at >= range.end
 }
 
-/// The shadow of a slot.
-fn shadow_of(slot: Addr) -> Addr {
-    Addr::new(shadow_address(slot.value()) + SHADOW_RETURN)
-}
-
 /// Joins the shadows of blocks where nothing of others lies in between, so that few calls unmap them.
-fn runs(shadows: &[u64], mappings: &[Mapping]) -> Vec<AddrRange> {
-    let is_shadow = |at: u64| {
-        let behind = shadows.partition_point(|start| *start <= at);
-        shadows[..behind].last().is_some_and(|start| at - start < BLOCK_SHADOW_BYTES)
+fn runs(shadows: &[AddrRange], mappings: &[Mapping]) -> Vec<AddrRange> {
+    let is_shadow = |at: Addr| {
+        let behind = shadows.partition_point(|shadow| shadow.start <= at);
+        shadows[..behind].last().is_some_and(|shadow| shadow.contains(at))
     };
     let is_free = |range: AddrRange| {
         let first = mappings.partition_point(|mapping| mapping.range.end <= range.start);
         let between = mappings[first..].iter().take_while(|mapping| mapping.range.start < range.end);
-        between.into_iter().all(|mapping| {
-            is_shadow(mapping.range.start.value()) && is_shadow(mapping.range.end.value().wrapping_sub(1))
-        })
+        between.into_iter().all(|mapping| is_shadow(mapping.range.start) && is_shadow(mapping.range.end.offset(-1)))
     };
     let mut runs: Vec<AddrRange> = Vec::new();
-    for start in shadows {
-        let (start, end) = (Addr::new(*start), Addr::new(start + BLOCK_SHADOW_BYTES));
+    for shadow in shadows {
         match runs.last_mut() {
-            Some(run) if is_free(AddrRange { start: run.end, end: start }) => run.end = end,
-            _ => runs.push(AddrRange { start, end }),
+            Some(run) if is_free(AddrRange { start: run.end, end: shadow.start }) => run.end = shadow.end,
+            _ => runs.push(*shadow),
         }
     }
     runs
@@ -459,16 +463,18 @@ mod tests {
 
     #[test]
     fn shadows_are_joined_up_to_what_is_others() {
+        const BLOCK_SHADOW_BYTES: u64 = 2 << 20;
         let mapping =
             |start: u64, end: u64| Mapping::planned(AddrRange { start: Addr::new(start), end: Addr::new(end) });
         let shadows = [0x1000_0000, 0x1080_0000, 0x1100_0000, 0x1120_0000];
         let ours = |start: u64| mapping(start, start + BLOCK_SHADOW_BYTES);
         let free = [ours(shadows[0]), ours(shadows[1]), mapping(shadows[2], shadows[3] + BLOCK_SHADOW_BYTES)];
+        let blocks = shadows.map(|start| AddrRange::new(Addr::new(start), BLOCK_SHADOW_BYTES));
         let range = |start: u64, end: u64| AddrRange { start: Addr::new(start), end: Addr::new(end) };
-        assert_eq!(runs(&shadows, &free), [range(shadows[0], shadows[3] + BLOCK_SHADOW_BYTES)]);
+        assert_eq!(runs(&blocks, &free), [range(shadows[0], shadows[3] + BLOCK_SHADOW_BYTES)]);
         let between = [&free[..1], &[mapping(0x1070_0000, 0x1070_1000)], &free[1..]].concat();
         let two =
             [range(shadows[0], shadows[0] + BLOCK_SHADOW_BYTES), range(shadows[1], shadows[3] + BLOCK_SHADOW_BYTES)];
-        assert_eq!(runs(&shadows, &between), two);
+        assert_eq!(runs(&blocks, &between), two);
     }
 }

@@ -28,6 +28,7 @@ mod launch;
 mod leave;
 pub mod live;
 pub mod machine;
+mod narrow_frame;
 mod overhead;
 mod pending;
 mod places;
@@ -35,6 +36,7 @@ mod pool;
 pub mod refusal;
 mod remote;
 mod sandbox;
+mod shadows;
 mod shims;
 mod space;
 mod sys;
@@ -57,7 +59,7 @@ pub use overhead::Overhead;
 pub use toggle::Toggle;
 pub use tracer::Stops;
 pub use trapline_abi::pool::{CHUNK_BYTES, OnFull};
-use trapline_engine::Filter;
+use trapline_engine::{Filter, Mode};
 use trapline_trace::{Losses, Meta, Writer};
 
 use crate::{
@@ -89,7 +91,7 @@ pub struct Options {
     pub max_depth: Option<u32>,
     /// What happens to events that find no room.
     pub on_full: OnFull,
-    /// Chunks of 32 KiB in each process's pool.
+    /// Chunks of 32 KiB in each process's pool. 32-bit processes, whose address space is small, get 1,024 at most.
     pub chunks: usize,
     /// As they were given, for the trace's header.
     pub given: BTreeMap<String, String>,
@@ -97,6 +99,18 @@ pub struct Options {
     pub toggle: Option<Toggle>,
     /// For measurements: everything is armed, and stays switched off.
     pub start_off: bool,
+}
+
+impl Options {
+    /// How many chunks the pool of a process of this width has.
+    fn chunks_for(&self, mode: Mode) -> usize {
+        /// 32 MiB of records.
+        const MOST_NARROW: usize = 1024;
+        match mode {
+            Mode::Bits32 => self.chunks.min(MOST_NARROW),
+            Mode::Bits64 => self.chunks,
+        }
+    }
 }
 
 /// How a recording went.

@@ -5,9 +5,10 @@
 
 use std::{fs, io};
 
-use trapline_engine::Addr;
+use trapline_engine::{Addr, Mode};
 
 use crate::{
+    agent::Agent,
     refusal::{self, Refusal},
     sys::{
         memory::Memory,
@@ -159,12 +160,15 @@ fn clock(cpuinfo: &str) -> Finding {
 }
 
 fn narrow(runs_32_bit: bool) -> Finding {
-    if runs_32_bit {
+    if runs_32_bit && Agent::injected(Mode::Bits32).is_none() {
         return finding(
             "32-bit",
             Level::Limits,
-            "the kernel runs 32-bit programs, which this version cannot record yet",
+            "the kernel runs 32-bit programs, and this trapline was built without the agent for those; add the target by `rustup target add i686-unknown-linux-gnu` and build trapline again",
         );
+    }
+    if runs_32_bit {
+        return finding("32-bit", Level::Fine, "the kernel runs 32-bit programs, and they can be recorded");
     }
     finding("32-bit", Level::Fine, "the kernel runs no 32-bit programs")
 }

@@ -6,7 +6,7 @@
 use std::{mem::offset_of, os::fd::AsRawFd, sync::Arc};
 
 use trapline_abi::agent::{Config, StubArea};
-use trapline_engine::{Addr, AddrRange};
+use trapline_engine::{Addr, AddrRange, Mode};
 use trapline_image::{Diverted, Write};
 use trapline_trace::{Load, Unload};
 
@@ -27,6 +27,7 @@ use crate::{
 /// See the module's text.
 #[derive(Debug)]
 pub(crate) struct Pending {
+    mode: Mode,
     memory: Arc<Memory>,
     /// What is mapped, and what will be.
     mappings: Vec<Mapping>,
@@ -47,9 +48,10 @@ pub(crate) struct Pending {
 }
 
 impl Pending {
-    /// Nothing yet, for a process that has this mapped. `last_area` is what its [`Config::areas`] is.
-    pub(crate) fn new(memory: Arc<Memory>, mappings: Vec<Mapping>, last_area: u64) -> Self {
+    /// Nothing yet, for a process of this width that has this mapped. `last_area` is what its [`Config::areas`] is.
+    pub(crate) fn new(mode: Mode, memory: Arc<Memory>, mappings: Vec<Mapping>, last_area: u64) -> Self {
         Self {
+            mode,
             diverted: live::diverted(&memory, &mappings),
             memory,
             mappings,
@@ -76,7 +78,7 @@ impl Pending {
 
     /// A place for memory that every address in `near` reaches, where nothing is and nothing will be.
     pub(crate) fn find_hole(&self, near: AddrRange, len_bytes: u64) -> Option<Addr> {
-        maps::find_hole(&self.mappings, near, len_bytes)
+        maps::find_hole(self.mode, &self.mappings, near, len_bytes)
     }
 
     /// Keeps a place free that was found.

@@ -6,9 +6,12 @@
 use std::{io, mem::offset_of};
 
 use trapline_abi::agent::{CALLED_CODE, Config, ENTRY_CODE, NO_CODE, StubArea, StubPlace};
-use trapline_engine::{Addr, AddrRange};
+use trapline_engine::{Addr, AddrRange, Mode};
 
-use crate::{space::AgentAt, sys::memory::Memory};
+use crate::{
+    space::AgentAt,
+    sys::{memory::Memory, width},
+};
 
 /// An area of stubs, and its table.
 #[derive(Debug)]
@@ -20,7 +23,10 @@ struct Area {
 
 /// The tables of a process.
 #[derive(Debug)]
-pub(crate) struct Places(Vec<Area>);
+pub(crate) struct Places {
+    mode: Mode,
+    areas: Vec<Area>,
+}
 
 impl Places {
     /// Reads them.
@@ -44,22 +50,28 @@ impl Places {
             areas.push(Area { range: AddrRange::new(at, word(offset_of!(StubArea, len_bytes))), places });
             next = word(offset_of!(StubArea, next));
         }
-        Ok(Self(areas))
+        Ok(Self { mode: agent.mode, areas })
     }
 
     /// The instruction of the program that the one at `stub` stands for.
     pub(crate) fn code_at(&self, stub: Addr) -> Option<Addr> {
-        let area = self.0.iter().find(|area| area.range.contains(stub))?;
+        let area = self.areas.iter().find(|area| area.range.contains(stub))?;
         let offset = u32::try_from(stub.distance_from(area.range.start)).ok()?;
         let index = area.places.binary_search_by_key(&offset, |(stub, _)| *stub).ok()?;
         let code = area.places[index].1;
-        (![NO_CODE, ENTRY_CODE, CALLED_CODE].contains(&code)).then(|| area.range.start.offset(code.into()))
+        let at = width::wrapped(self.mode, area.range.start.offset(code.into()));
+        (![NO_CODE, ENTRY_CODE, CALLED_CODE].contains(&code)).then_some(at)
     }
 
     /// The last instruction of a stub that stands for the one at `code`: behind the call of an entry.
     pub(crate) fn stub_of(&self, code: Addr) -> Option<Addr> {
-        self.0.iter().find_map(|area| {
-            let wanted = i32::try_from(code.distance_from(area.range.start)).ok()?;
+        self.areas.iter().find_map(|area| {
+            let distance = code.distance_from(area.range.start);
+            let wanted = match self.mode {
+                #[expect(clippy::cast_possible_truncation, reason = "addresses are added modulo 2^32")]
+                Mode::Bits32 => distance as i32,
+                Mode::Bits64 => i32::try_from(distance).ok()?,
+            };
             let place = area.places.iter().rfind(|(_, code)| *code == wanted)?;
             Some(area.range.start.after(place.0 as usize))
         })

@@ -9,9 +9,17 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use object::{Endianness, FileKind, elf, read::elf::FileHeader};
+use object::{
+    Endianness, FileKind, elf,
+    read::elf::{FileHeader, ProgramHeader},
+};
+use trapline_engine::Mode;
 
-use crate::sys::{Tid, spawn};
+use crate::{
+    agent::Agent,
+    arm::NO_NARROW_AGENT,
+    sys::{Tid, spawn},
+};
 
 /// Why a process cannot be recorded. The text says what to do.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -122,7 +130,7 @@ impl fmt::Display for Refusal {
             Self::CodeForbidden => f.write_str(
                 "the kernel does not let even a tracer change code through /proc/PID/mem; boot it with proc_mem.force_override=ptrace",
             ),
-            Self::Bits32 => f.write_str("it is a 32-bit program, which this version cannot record yet"),
+            Self::Bits32 => f.write_str(NO_NARROW_AGENT),
             Self::Static => f.write_str("it is linked statically, which this version cannot record; link it dynamically"),
             Self::Go => f.write_str("it is a Go program, whose stacks move; this version cannot record those"),
             Self::Sandbox => f.write_str(
@@ -315,14 +323,20 @@ fn is_kernel_thread(pid: Tid) -> bool {
 
 /// What of a program's file is in the way.
 fn of_program(path: &Path) -> Option<Refusal> {
-    use object::read::elf::ProgramHeader;
     let bytes = fs::read(path).ok()?;
-    if FileKind::parse(&*bytes) == Ok(FileKind::Elf32) {
+    if FileKind::parse(&*bytes) != Ok(FileKind::Elf32) {
+        return of_headers::<elf::FileHeader64<Endianness>>(&bytes);
+    }
+    if Agent::injected(Mode::Bits32).is_none() {
         return Some(Refusal::Bits32);
     }
-    let header = elf::FileHeader64::<Endianness>::parse(&*bytes).ok()?;
+    of_headers::<elf::FileHeader32<Endianness>>(&bytes)
+}
+
+fn of_headers<H: FileHeader<Endian = Endianness>>(bytes: &[u8]) -> Option<Refusal> {
+    let header = H::parse(bytes).ok()?;
     let endian = header.endian().ok()?;
-    let names = header.sections(endian, &*bytes).ok();
+    let names = header.sections(endian, bytes).ok();
     let is_go = names.is_some_and(|sections| {
         let is_of_go = |name: &[u8]| name == b".note.go.buildid" || name == b".gopclntab";
         sections.iter().any(|section| sections.section_name(endian, section).is_ok_and(is_of_go))
@@ -330,7 +344,7 @@ fn of_program(path: &Path) -> Option<Refusal> {
     if is_go {
         return Some(Refusal::Go);
     }
-    let headers = header.program_headers(endian, &*bytes).ok()?;
+    let headers = header.program_headers(endian, bytes).ok()?;
     let is_dynamic = headers.iter().any(|header| header.p_type(endian) == elf::PT_INTERP);
     (!is_dynamic).then_some(Refusal::Static)
 }

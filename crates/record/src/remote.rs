@@ -12,16 +12,17 @@ use std::{
 };
 
 use trapline_abi::agent::{Call, Config, ErrandRegisters};
-use trapline_engine::Addr;
+use trapline_engine::{Addr, Mode};
 
 use crate::{
     frame,
     inject::Gadgets,
+    narrow_frame,
     sys::{
         Tid,
         memory::Memory,
         ptrace::{self, Stop, SyscallStop},
-        spawn,
+        spawn, width,
     },
 };
 
@@ -29,6 +30,7 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Remote {
     tid: Tid,
+    mode: Mode,
     /// What the thread goes on with.
     pub(crate) registers: libc::user_regs_struct,
     syscall_insn: Addr,
@@ -78,10 +80,8 @@ const ERESTARTNOINTR: i64 = -513;
 const ERESTARTNOHAND: i64 = -514;
 const ERESTART_RESTARTBLOCK: i64 = -516;
 
-const SYSCALL_BYTES: u64 = 2;
-
 /// The largest error number of a system call.
-const MAX_ERRNO: u64 = 4095;
+const MAX_ERRNO: i64 = 4095;
 
 impl Remote {
     /// Takes over a stopped thread that never goes on; `syscall_insn` is the address of a `syscall` instruction that it can execute.
@@ -90,6 +90,7 @@ impl Remote {
         restart(&mut registers);
         Ok(Self {
             tid,
+            mode: width::mode_of(&registers),
             registers,
             syscall_insn,
             stack_offset: 0,
@@ -131,23 +132,36 @@ impl Remote {
         Ok(remote)
     }
 
-    /// Takes over a stopped thread of a process that has no agent, by code of the process's own: a `syscall` and a `ret`. If the recorder dies, the thread
+    /// Takes over a stopped thread of a process that has no agent, by code of the process's own: a system call and a `ret`. If the recorder dies, the thread
     /// goes on where it was.
     pub(crate) fn by_gadgets(tid: Tid, memory: &Memory, gadgets: Gadgets) -> io::Result<Self> {
         let mut remote = Self::new(tid, gadgets.syscall_ret)?;
         let signal_mask = ptrace::signal_mask(tid)?;
         let xstate = ptrace::extended_state(tid)?;
         let state_bytes = frame::state_bytes(&xstate);
-        let frame = frame::signal_frame(&remote.registers, signal_mask, gadgets.sigreturn, &xstate, state_bytes);
+        let frame = match remote.mode {
+            Mode::Bits32 => {
+                narrow_frame::signal_frame(&remote.registers, signal_mask, gadgets.sigreturn, &xstate, state_bytes)
+            }
+            Mode::Bits64 => {
+                frame::signal_frame(&remote.registers, signal_mask, gadgets.sigreturn, &xstate, state_bytes)
+            }
+        };
         memory.write(frame.at, &frame.bytes)?;
         remote.signal_mask = Some(signal_mask);
-        remote.stack_offset = frame.at.distance_from(Addr::new(remote.registers.rsp));
+        let popped = gadgets.popped_words() * i64::from(remote.mode.word_bytes());
+        remote.stack_offset = frame.at.offset(-popped).distance_from(Addr::new(remote.registers.rsp));
         Ok(remote)
     }
 
     /// The thread.
     pub(crate) fn tid(&self) -> Tid {
         self.tid
+    }
+
+    /// Its width.
+    pub(crate) fn mode(&self) -> Mode {
+        self.mode
     }
 
     /// The stack pointer while it works.
@@ -162,13 +176,13 @@ impl Remote {
 
     /// Makes a system call.
     pub(crate) fn syscall(&mut self, number: libc::c_long, arguments: [u64; 6]) -> io::Result<u64> {
-        let number = number.cast_unsigned();
+        let number = width::call_number(self.mode, number).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOSYS))?;
         let mut call = self.registers;
         call.rip = self.syscall_insn.value();
         call.rsp = call.rsp.wrapping_add_signed(self.stack_offset);
         call.rax = number;
         call.orig_rax = u64::MAX;
-        [call.rdi, call.rsi, call.rdx, call.r10, call.r8, call.r9] = arguments;
+        width::set_arguments(self.mode, &mut call, arguments);
         loop {
             ptrace::set_registers(self.tid, &call)?;
             if self.signal_mask.is_some() && !self.is_blocking {
@@ -185,12 +199,12 @@ impl Remote {
             }
         }
         self.run_to_syscall()?;
-        let result = ptrace::registers(self.tid)?.rax;
-        if result > u64::MAX - MAX_ERRNO {
-            let errno = i32::try_from(result.wrapping_neg()).unwrap_or(libc::EIO);
+        let result = width::result_of(&ptrace::registers(self.tid)?);
+        if (-MAX_ERRNO..0).contains(&result) {
+            let errno = i32::try_from(-result).unwrap_or(libc::EIO);
             return Err(io::Error::from_raw_os_error(errno));
         }
-        Ok(result)
+        Ok(result.cast_unsigned())
     }
 
     fn run_to_syscall(&mut self) -> io::Result<()> {
@@ -327,17 +341,18 @@ impl Drop for Remote {
 /// Winds an interrupted system call back, so that it starts again: what the kernel does itself where no handler runs
 /// (`arch_do_signal_or_restart`). It would not know of it once the thread has made another one.
 fn restart(registers: &mut libc::user_regs_struct) {
-    if registers.orig_rax.cast_signed() < 0 {
+    if width::call_of(registers) < 0 {
         return;
     }
-    let again = match registers.rax.cast_signed() {
+    let restart = width::call_number(width::mode_of(registers), libc::SYS_restart_syscall);
+    let again = match width::result_of(registers) {
         ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND => registers.orig_rax,
-        ERESTART_RESTARTBLOCK => libc::SYS_restart_syscall.cast_unsigned(),
+        ERESTART_RESTARTBLOCK => restart.unwrap_or(0),
         _ => return,
     };
     registers.rax = again;
     registers.orig_rax = u64::MAX;
-    registers.rip -= SYSCALL_BYTES;
+    registers.rip = registers.rip.wrapping_sub(width::SYSCALL_BYTES.cast_unsigned());
 }
 
 #[cfg(test)]

@@ -9,9 +9,9 @@ use std::{io, mem::offset_of, sync::Arc};
 
 use object::{Object, ObjectSymbol};
 use trapline_abi::{
-    agent::{ALL_FORBIDDEN, CALLS, Call, Config, SANDBOX_FUNCTIONS, SITE_ID_BYTES, TO_MAP},
+    agent::{ALL_FORBIDDEN, CALLS, Call, Config, NARROW_CALLS, SANDBOX_FUNCTIONS, SITE_ID_BYTES, TO_MAP},
     pool::{BLOCKS_TO_MAP, request},
-    thread::{ADDRESS_BITS, BLOCK_SHIFT},
+    thread::{ADDRESS_BITS, BLOCK_SHIFT, narrow},
 };
 use trapline_engine::{
     Addr, AddrRange, Mode,
@@ -46,11 +46,11 @@ const INSN_BYTES: usize = 8;
 const MAX_INSNS: u16 = 4096;
 
 /// Which of the agent's [`CALLS`] the filter forbids that a `struct sock_fprog` at `at` describes; all if that cannot be read, 0 being strict mode.
-fn forbidden_by(memory: &Memory, at: Addr) -> u64 {
+fn forbidden_by(mode: Mode, memory: &Memory, at: Addr) -> u64 {
     let read = || -> io::Result<Vec<Insn>> {
-        let head = memory.read_vec(at, 16)?;
+        let head = memory.read_vec(at, 2)?;
         let count = u16::from_le_bytes([head[0], head[1]]).min(MAX_INSNS);
-        let insns = memory.read_word(at.offset(8))?;
+        let insns = memory.read_pointer(mode, at.after(mode.word_bytes() as usize))?;
         let bytes = memory.read_vec(Addr::new(insns), usize::from(count) * INSN_BYTES)?;
         Ok(bytes.chunks_exact(INSN_BYTES).map(Insn::parse).collect())
     };
@@ -58,13 +58,18 @@ fn forbidden_by(memory: &Memory, at: Addr) -> u64 {
         return ALL_FORBIDDEN;
     }
     // What the kernel cannot read either is not installed.
-    read().map_or(0, |filter| forbidden(&filter))
+    read().map_or(0, |filter| forbidden(mode, &filter))
 }
 
-fn forbidden(filter: &[Insn]) -> u64 {
-    let is_forbidden =
-        |(number, asked): (&u32, &[[u64; 6]; 2])| !asked.iter().all(|with| allows(filter, *number, with));
-    let each = CALLS.iter().zip(&ARGUMENTS).map(is_forbidden).enumerate();
+fn forbidden(mode: Mode, filter: &[Insn]) -> u64 {
+    let calls = match mode {
+        Mode::Bits32 => &NARROW_CALLS,
+        Mode::Bits64 => &CALLS,
+    };
+    let is_forbidden = |(number, asked): (&u32, &[[u64; 6]; 2])| {
+        !asked.iter().all(|with| allows(filter, &Asked::new(mode, *number, with)))
+    };
+    let each = calls.iter().zip(&ARGUMENTS).map(is_forbidden).enumerate();
     each.map(|(bit, is_forbidden)| u64::from(is_forbidden) << bit).sum()
 }
 
@@ -102,17 +107,36 @@ impl Insn {
 }
 
 const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
+const AUDIT_ARCH_I386: u32 = 0x4000_0003;
+
+/// A system call that a filter is asked about.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Asked {
+    number: u32,
+    architecture: u32,
+    arguments: [u64; 6],
+}
+
+impl Asked {
+    fn new(mode: Mode, number: u32, arguments: &[u64; 6]) -> Self {
+        let low = |argument: u64| argument & u64::from(u32::MAX);
+        match mode {
+            Mode::Bits32 => Self { number, architecture: AUDIT_ARCH_I386, arguments: arguments.map(low) },
+            Mode::Bits64 => Self { number, architecture: AUDIT_ARCH_X86_64, arguments: *arguments },
+        }
+    }
+}
 const RET_ALLOW: u32 = 0x7fff_0000;
 const RET_LOG: u32 = 0x7ffc_0000;
 const RET_ACTION: u32 = 0xffff_0000;
 
 /// Whether a filter lets a system call pass. The machine is classic BPF, as far as the kernel accepts it for seccomp (`seccomp_check_filter`).
-fn allows(filter: &[Insn], number: u32, arguments: &[u64; 6]) -> bool {
-    run(filter, number, arguments).is_some_and(|result| matches!(result & RET_ACTION, RET_ALLOW | RET_LOG))
+fn allows(filter: &[Insn], asked: &Asked) -> bool {
+    run(filter, asked).is_some_and(|result| matches!(result & RET_ACTION, RET_ALLOW | RET_LOG))
 }
 
 /// What a filter returns; `None` if it is none.
-fn run(filter: &[Insn], number: u32, arguments: &[u64; 6]) -> Option<u32> {
+fn run(filter: &[Insn], asked: &Asked) -> Option<u32> {
     let (mut a, mut x, mut memory) = (0_u32, 0_u32, [0_u32; 16]);
     let mut pc = 0_usize;
     loop {
@@ -125,7 +149,7 @@ fn run(filter: &[Insn], number: u32, arguments: &[u64; 6]) -> Option<u32> {
             (0, _) => {
                 a = match code & 0xe0 {
                     0x00 => k,
-                    0x20 => data_word(k, number, arguments)?,
+                    0x20 => data_word(k, asked)?,
                     0x60 => memory[slot()?],
                     0x80 => 64,
                     _ => return None,
@@ -187,13 +211,13 @@ fn run(filter: &[Insn], number: u32, arguments: &[u64; 6]) -> Option<u32> {
 }
 
 /// A word of `struct seccomp_data`: number, architecture, instruction pointer, arguments.
-fn data_word(offset: u32, number: u32, arguments: &[u64; 6]) -> Option<u32> {
+fn data_word(offset: u32, asked: &Asked) -> Option<u32> {
     let half = |word: u64| if offset.is_multiple_of(8) { word } else { word >> 32 };
     let word = match offset {
-        0 => number,
-        4 => AUDIT_ARCH_X86_64,
+        0 => asked.number,
+        4 => asked.architecture,
         8 | 12 => 0,
-        16..64 if offset.is_multiple_of(4) => low(half(arguments[(offset as usize - 16) / 8])),
+        16..64 if offset.is_multiple_of(4) => low(half(asked.arguments[(offset as usize - 16) / 8])),
         _ => return None,
     };
     Some(word)
@@ -210,13 +234,25 @@ pub(crate) const fn may_map(forbidden: u64) -> bool {
 }
 
 /// Larger pieces of memory are no stacks.
-const LARGEST_STACK_BYTES: u64 = 256 << 20;
+fn largest_stack_bytes(mode: Mode) -> u64 {
+    match mode {
+        Mode::Bits32 => 32 << 20,
+        Mode::Bits64 => 256 << 20,
+    }
+}
 
-/// How many blocks are mapped at most.
-const MOST_BLOCKS: u64 = 8192;
+/// How much stack is mapped for at most, in blocks, and how far left a block's number is in an address.
+fn most_blocks(mode: Mode) -> (u64, u32) {
+    match mode {
+        Mode::Bits32 => (2048, narrow::BLOCK_SHIFT),
+        Mode::Bits64 => (8192, BLOCK_SHIFT),
+    }
+}
 
 /// The blocks of a process that stacks may lie in, as runs: what can be written and is no file's, and what the first stack may grow to.
-fn blocks_to_map(mappings: &[Mapping], stack_limit_bytes: u64) -> Vec<u64> {
+fn blocks_to_map(mode: Mode, mappings: &[Mapping], stack_limit_bytes: u64) -> Vec<u64> {
+    let largest_stack_bytes = largest_stack_bytes(mode);
+    let (most_blocks, block_shift) = most_blocks(mode);
     let mut runs: Vec<(u64, u64)> = Vec::new();
     let mut total = 0;
     let mut end_before = 0;
@@ -224,14 +260,14 @@ fn blocks_to_map(mappings: &[Mapping], stack_limit_bytes: u64) -> Vec<u64> {
         let (mut start, end) = (mapping.range.start.value(), mapping.range.end.value());
         let is_stack = mapping.path.as_os_str() == "[stack]";
         if is_stack {
-            start = start.min(end.saturating_sub(stack_limit_bytes.min(LARGEST_STACK_BYTES))).max(end_before);
+            start = start.min(end.saturating_sub(stack_limit_bytes.min(largest_stack_bytes))).max(end_before);
         }
         end_before = end;
-        let is_wanted = mapping.is_private_memory && end <= 1 << ADDRESS_BITS && end - start <= LARGEST_STACK_BYTES;
+        let is_wanted = mapping.is_private_memory && end <= 1 << ADDRESS_BITS && end - start <= largest_stack_bytes;
         if !is_wanted {
             continue;
         }
-        let (mut first, behind) = (start >> BLOCK_SHIFT, ((end - 1) >> BLOCK_SHIFT) + 1);
+        let (mut first, behind) = (start >> block_shift, ((end - 1) >> block_shift) + 1);
         if let Some((_, last_behind)) = runs.last_mut()
             && *last_behind >= first
         {
@@ -241,7 +277,7 @@ fn blocks_to_map(mappings: &[Mapping], stack_limit_bytes: u64) -> Vec<u64> {
             runs.push((first, behind));
         }
         total += behind.saturating_sub(first);
-        if total > MOST_BLOCKS {
+        if total > most_blocks {
             break;
         }
     }
@@ -256,7 +292,7 @@ fn stack_limit_bytes(tid: Tid) -> u64 {
     let limits = std::fs::read_to_string(format!("/proc/{tid}/limits")).unwrap_or_default();
     let line = limits.lines().find_map(|line| line.strip_prefix("Max stack size"));
     let soft = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
-    soft.unwrap_or(LARGEST_STACK_BYTES)
+    soft.unwrap_or(u64::MAX)
 }
 
 impl Space {
@@ -271,11 +307,11 @@ impl Space {
     pub(crate) fn prepare_for_sandbox(&mut self, tid: Tid, filter: Addr) -> io::Result<()> {
         use std::sync::atomic::Ordering::Relaxed;
         let (Some(memory), Some(pool)) = (&self.memory, &self.pool) else { return Ok(()) };
-        let forbidden = forbidden_by(memory, filter);
+        let forbidden = forbidden_by(self.agent.mode, memory, filter);
         let runs = if forbidden & Call::Mmap.bit() == 0 {
             Vec::new()
         } else {
-            blocks_to_map(&maps::read(tid)?, stack_limit_bytes(tid))
+            blocks_to_map(self.agent.mode, &maps::read(tid)?, stack_limit_bytes(tid))
         };
         let header = pool.header();
         for (place, run) in header.blocks_to_map.iter().zip(runs.into_iter().chain([0])) {
@@ -322,11 +358,12 @@ impl Hook {
     /// Finds the functions in a file, if it is a C library.
     pub(crate) fn read(bytes: &[u8]) -> Self {
         let Ok(file) = object::File::parse(bytes) else { return Self::default() };
+        let mode = if file.is_64() { Mode::Bits64 } else { Mode::Bits32 };
         let function = |(number, name): (usize, &&str)| {
             let symbol = file.dynamic_symbols().find(|symbol| symbol.is_definition() && symbol.name() == Ok(name))?;
             let code = code_at(&file, symbol.address())?;
             let size = usize::try_from(symbol.size()).ok()?.min(code.len());
-            let window = code[..entry_window(&code[..size], symbol.address(), JUMP_BYTES)?].to_vec();
+            let window = code[..entry_window(mode, &code[..size], symbol.address(), JUMP_BYTES)?].to_vec();
             Some(Function { number: u32::try_from(number).ok()?, address: symbol.address(), window })
         };
         Self(SANDBOX_FUNCTIONS.iter().enumerate().filter_map(function).collect())
@@ -353,9 +390,9 @@ impl Hook {
         for (index, function) in self.0.iter().enumerate() {
             let start = in_process(function);
             let stub_at = at.after(index * STUB_BYTES);
-            let stub = stub(function, start, stub_at, agent.sandbox).ok_or_else(out_of_reach)?;
+            let stub = stub(agent.mode, function, start, stub_at, agent.sandbox).ok_or_else(out_of_reach)?;
             shared.fill(index * STUB_BYTES, &stub);
-            let jump = encode::jmp(start, stub_at.after(CODE_AT), Mode::Bits64).map_err(|_| out_of_reach())?;
+            let jump = encode::jmp(start, stub_at.after(CODE_AT), agent.mode).map_err(|_| out_of_reach())?;
             let expected = InsnBytes::new(&function.window[..JUMP_BYTES]);
             jumps.push(Write { at: start, expected, new: InsnBytes::new(&jump) });
         }
@@ -371,20 +408,24 @@ const INT3: u8 = 0xcc;
 /// Where a stub's code begins: its number is in front of it, and the code is aligned.
 const CODE_AT: usize = 16;
 
-/// Number, call through an address, and the function's first instructions.
-fn stub(function: &Function, start: Addr, stub_at: Addr, sandbox: Addr) -> Option<Vec<u8>> {
+/// Number, call through an address, and the function's first instructions. In 32-bit code everything is within a call's reach.
+fn stub(mode: Mode, function: &Function, start: Addr, stub_at: Addr, sandbox: Addr) -> Option<Vec<u8>> {
     const ADDRESS_AT: usize = STUB_BYTES - 8;
     // The agent finds the number in front of a call of 5 bytes: `call` to a jump through the address at the end.
     const CALL_BYTES: usize = 5;
     const THROUGH_AT: usize = ADDRESS_AT - 6;
     let mut bytes = vec![INT3; STUB_BYTES];
     bytes[CODE_AT - SITE_ID_BYTES..CODE_AT].copy_from_slice(&function.number.to_le_bytes());
-    let call = encode::call(stub_at.after(CODE_AT), stub_at.after(THROUGH_AT), Mode::Bits64).ok()?;
+    let called = match mode {
+        Mode::Bits32 => sandbox,
+        Mode::Bits64 => stub_at.after(THROUGH_AT),
+    };
+    let call = encode::call(stub_at.after(CODE_AT), called, mode).ok()?;
     bytes[CODE_AT..CODE_AT + CALL_BYTES].copy_from_slice(&call);
     let moved_at = CODE_AT + CALL_BYTES;
     let options = RelocateOptions { pc_thunk: None };
     let window = &function.window;
-    let moved = relocate(Mode::Bits64, start, window, window.len(), stub_at.after(moved_at), &options).ok()?;
+    let moved = relocate(mode, start, window, window.len(), stub_at.after(moved_at), &options).ok()?;
     bytes.get_mut(moved_at..THROUGH_AT)?.get_mut(..moved.bytes.len())?.copy_from_slice(&moved.bytes);
     // jmp [rip + 0]
     bytes[THROUGH_AT..ADDRESS_AT].copy_from_slice(&[0xff, 0x25, 0, 0, 0, 0]);
@@ -434,7 +475,7 @@ mod tests {
             statement(RETURN, ERRNO),
             statement(RETURN, RET_ALLOW),
         ];
-        assert_eq!(forbidden(&filter), ALL_FORBIDDEN & !bits(&[Call::Futex, Call::Mmap]));
+        assert_eq!(forbidden(Mode::Bits64, &filter), ALL_FORBIDDEN & !bits(&[Call::Futex, Call::Mmap]));
     }
 
     #[test]
@@ -445,7 +486,7 @@ mod tests {
             statement(RETURN, ERRNO),
             statement(RETURN, RET_LOG),
         ];
-        assert_eq!(forbidden(&filter), bits(&[Call::Kill]));
+        assert_eq!(forbidden(Mode::Bits64, &filter), bits(&[Call::Kill]));
     }
 
     #[test]
@@ -461,12 +502,29 @@ mod tests {
                 statement(RETURN, RET_ALLOW),
             ]
         };
-        assert_eq!(forbidden(&filter(2)), bits(&[Call::Mmap]));
-        assert_eq!(forbidden(&filter(4)), 0);
+        assert_eq!(forbidden(Mode::Bits64, &filter(2)), bits(&[Call::Mmap]));
+        assert_eq!(forbidden(Mode::Bits64, &filter(4)), 0);
         // The upper half of the fifth: the descriptor, -1.
         let upper = [statement(LOAD, 16 + 4 * 8 + 4), jump(IF_EQUAL, u32::MAX, 0, 1), statement(RETURN, KILL)];
         let upper = [&upper[..], &[statement(RETURN, RET_ALLOW)]].concat();
-        assert_eq!(forbidden(&upper), bits(&[Call::Mmap]));
+        assert_eq!(forbidden(Mode::Bits64, &upper), bits(&[Call::Mmap]));
+    }
+
+    #[test]
+    fn a_32_bit_filter_sees_its_own_numbers_and_32_bits() {
+        let filter = [
+            statement(LOAD, 4),
+            jump(IF_EQUAL, AUDIT_ARCH_I386, 1, 0),
+            statement(RETURN, KILL),
+            statement(LOAD, 0),
+            jump(IF_EQUAL, NARROW_CALLS[Call::Mmap as usize], 0, 3),
+            statement(LOAD, 16 + 4 * 8 + 4),
+            jump(IF_EQUAL, 0, 1, 0),
+            statement(RETURN, ERRNO),
+            statement(RETURN, RET_ALLOW),
+        ];
+        assert_eq!(forbidden(Mode::Bits32, &filter), 0);
+        assert_eq!(forbidden(Mode::Bits64, &filter), ALL_FORBIDDEN);
     }
 
     #[test]
@@ -483,12 +541,13 @@ mod tests {
             statement(0xa4, 1),
             statement(0x16, 0),
         ];
+        let nothing = Asked::new(Mode::Bits64, 0, &[0; 6]);
         // a = 40, x = 40, a = 42, m[3] = 42, x = 42, a = 84, a = 168, a &= 255, a ^= 1.
-        assert_eq!(run(&program, 0, &[0; 6]), Some(169));
-        assert_eq!(run(&[statement(0x05, 7)], 0, &[0; 6]), None, "out of the program");
-        assert_eq!(run(&[statement(LOAD, 3)], 0, &[0; 6]), None, "no word");
-        assert_eq!(run(&[], 0, &[0; 6]), None);
-        assert_eq!(forbidden(&[]), ALL_FORBIDDEN, "what is not understood");
+        assert_eq!(run(&program, &nothing), Some(169));
+        assert_eq!(run(&[statement(0x05, 7)], &nothing), None, "out of the program");
+        assert_eq!(run(&[statement(LOAD, 3)], &nothing), None, "no word");
+        assert_eq!(run(&[], &nothing), None);
+        assert_eq!(forbidden(Mode::Bits64, &[]), ALL_FORBIDDEN, "what is not understood");
     }
 
     fn mapping(start: u64, end: u64, path: &str) -> Mapping {
@@ -503,7 +562,7 @@ mod tests {
         let near = mapping(0x5555_5030_0000, 0x5555_5030_1000, "");
         let large = mapping(0x6000_0000_0000, 0x6001_0000_0000, "");
         let stack = mapping(0x7fff_ffe0_0000, 0x7fff_fff0_0000, "[stack]");
-        let runs = blocks_to_map(&[heap, near, large, stack], 8 << 20);
+        let runs = blocks_to_map(Mode::Bits64, &[heap, near, large, stack], 8 << 20);
         assert_eq!(runs, [8 << 32 | 0x7ff_fff7, 3 << 32 | 0x555_5501]);
     }
 
@@ -518,7 +577,8 @@ mod tests {
         assert_eq!(hook.0.iter().map(|function| function.number).collect::<Vec<_>>(), [0, 1]);
         for function in &hook.0 {
             let start = Addr::new(0x7f00_0000_0000).offset(function.address.cast_signed());
-            let stub = stub(function, start, Addr::new(0x7eff_ff00_0000), Addr::new(0x1234_5678)).unwrap();
+            let stub =
+                stub(Mode::Bits64, function, start, Addr::new(0x7eff_ff00_0000), Addr::new(0x1234_5678)).unwrap();
             assert_eq!(stub.len(), STUB_BYTES);
             assert_eq!(stub[CODE_AT - SITE_ID_BYTES..CODE_AT], function.number.to_le_bytes());
         }

@@ -17,7 +17,7 @@ use trapline_abi::{
     pool::{CHUNK_STRIDE_BYTES, chunk_at},
     thread::Thread,
 };
-use trapline_engine::{Addr, AddrRange};
+use trapline_engine::{Addr, AddrRange, Mode};
 use trapline_image::{ArmedSite, Entries, Write};
 use trapline_trace::Load;
 
@@ -32,6 +32,7 @@ use crate::{
         maps::{self, Mapping},
         memory::Memory,
         shared::{self, SharedMemory},
+        width,
     },
 };
 
@@ -54,6 +55,8 @@ impl Loaded {
 /// The stubs of one module in one memory, and in its copies.
 #[derive(Debug)]
 pub(crate) struct Stubs {
+    /// Of which code they are.
+    pub(crate) mode: Mode,
     /// Where they stand in the target.
     pub(crate) at: Addr,
     /// The same bytes, for us to write.
@@ -71,6 +74,8 @@ pub(crate) struct Stubs {
 /// Where the agent's entries are.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct AgentAt {
+    /// Of which code it is.
+    pub(crate) mode: Mode,
     /// What stubs call.
     pub(crate) entries: Entries,
     /// Its [`Config`].
@@ -106,18 +111,25 @@ pub(crate) struct AgentAt {
 pub(crate) enum ThreadPointer {
     /// The base of the fs segment, as the C library has it.
     Own,
-    /// The base of the gs segment, which the recorder gives each thread.
+    /// The base of the gs segment, or of the fs segment at 32 bit, which the recorder gives each thread.
     Given,
 }
 
 impl AgentAt {
-    /// Where a thread with these registers has its [`Thread`].
-    pub(crate) fn thread(&self, registers: &libc::user_regs_struct) -> Addr {
-        let pointer = match self.thread_pointer {
-            ThreadPointer::Own => registers.fs_base,
-            ThreadPointer::Given => registers.gs_base,
+    /// Where a thread with these registers has its [`Thread`]. `given` is the pointer that the recorder has given it, if it has.
+    pub(crate) fn thread(&self, registers: &libc::user_regs_struct, given: Option<Addr>) -> Addr {
+        let pointer = match (self.thread_pointer, given) {
+            (ThreadPointer::Own, _) => Addr::new(registers.fs_base),
+            (ThreadPointer::Given, Some(given)) => given,
+            (ThreadPointer::Given, None) => Addr::new(registers.gs_base),
         };
-        Addr::new(pointer).offset(self.thread_offset)
+        pointer.offset(self.thread_offset)
+    }
+
+    /// Where the next record of a thread goes, from a copy of its [`Thread`]. At 32 bit the word also counts chunks.
+    fn position(&self, state: &[u8]) -> Option<u64> {
+        let word = state.get(offset_of!(Thread, position)..)?.first_chunk().map(|bytes| u64::from_le_bytes(*bytes))?;
+        Some(width::wrapped(self.mode, Addr::new(word)).value())
     }
 }
 
@@ -231,7 +243,7 @@ impl Space {
         if self.pool_at == Addr::default() {
             let stride = CHUNK_STRIDE_BYTES as u64;
             let near = AddrRange::new(self.agent.config, 0);
-            let hole = maps::find_hole(holes, near, mapping.len_bytes + stride);
+            let hole = maps::find_hole(self.agent.mode, holes, near, mapping.len_bytes + stride);
             let hole = hole.ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
             mapping.at = Addr::new(hole.value().next_multiple_of(stride));
             mapping.flags = libc::MAP_NORESERVE | libc::MAP_FIXED_NOREPLACE;
@@ -276,11 +288,10 @@ impl Space {
     /// The chunk of a stopped thread, if it is still this one's.
     fn chunk_of(&self, state: &[u8]) -> Option<Taken> {
         let pool = self.pool.as_ref()?;
-        let word = |at: usize| state.get(at..)?.first_chunk().map(|bytes| u64::from_le_bytes(*bytes));
-        let tid = word(offset_of!(Thread, pid))? >> u32::BITS;
-        let index = chunk_at(self.pool_at.value(), pool.chunk_count(), word(offset_of!(Thread, position))?)?;
+        let tid = state.get(offset_of!(Thread, tid)..)?.first_chunk().map(|bytes| u32::from_le_bytes(*bytes))?;
+        let index = chunk_at(self.pool_at.value(), pool.chunk_count(), self.agent.position(state)?)?;
         let taken = pool.taken(index);
-        (u64::from(taken.tid()) == tid).then_some(taken)
+        (taken.tid() == tid).then_some(taken)
     }
 
     /// The thread that waits for an answer, as it sees itself.
@@ -316,8 +327,8 @@ pub(crate) struct SharedMapping {
 impl SharedMapping {
     /// Has a stopped thread map it. What lies below its stack pointer and the red zone (System V psABI, "The Stack Frame") is used for what it is told.
     pub(crate) fn make(&self, remote: &mut Remote, memory: &Memory) -> io::Result<Addr> {
-        const RED_ZONE_BYTES: i64 = 128;
-        let room = remote.stack_pointer().offset(-RED_ZONE_BYTES - handing::STACK_BYTES);
+        let red_zone_bytes = width::red_zone_bytes(remote.mode()).cast_signed();
+        let room = remote.stack_pointer().offset(-red_zone_bytes - handing::STACK_BYTES);
         let is_to_write = self.protection & libc::PROT_WRITE != 0;
         let descriptor = handing::open(remote, memory, room, self.descriptor, is_to_write)?;
         let flags = libc::MAP_SHARED | self.flags;

@@ -14,7 +14,7 @@ use std::{
 };
 
 use trapline_engine::{
-    Addr, AddrRange, Host, Mode, drive,
+    Addr, AddrRange, Host, drive,
     insn::{CALL_BYTES, InsnBytes, encode},
     poke::{Outcome, Poke, PokeSet, Protocol, TextWrite},
     trampoline::{Machine, Segment, ThreadBase, VectorSave},
@@ -141,7 +141,7 @@ impl Toggler {
         let nop = encode::nop(CALL_BYTES);
         let pokes = stubs.sites.iter().zip(&*calls).map(|(site, call)| {
             let (old, new) = if self.is_on { (nop, *call) } else { (*call, nop) };
-            Poke::new(Mode::Bits64, site.on, old, new)
+            Poke::new(stubs.mode, site.on, old, new)
         });
         let invalid = |text: String| io::Error::new(io::ErrorKind::InvalidData, text);
         let pokes =
@@ -204,7 +204,7 @@ impl Host for StubHost<'_> {
     /// No trampolines are emitted for this host.
     fn machine(&self) -> Machine {
         let thread = ThreadBase { segment: Segment::Fs, pointer: None, offset: 0 };
-        Machine { mode: Mode::Bits64, thread, vectors: VectorSave::Never }
+        Machine { mode: self.stubs.mode, thread, vectors: VectorSave::Never }
     }
 
     fn read_text(&mut self, at: Addr, bytes: &mut [u8]) -> io::Result<()> {

@@ -16,7 +16,7 @@ use std::{
 };
 
 use trapline_abi::thread::{RESET_BYTES, Thread};
-use trapline_engine::Addr;
+use trapline_engine::{Addr, Mode};
 use trapline_trace::{How, Process};
 
 use crate::{
@@ -36,6 +36,7 @@ use crate::{
         ptrace::{self, Stop},
         shared,
         spawn::{self, Inbox},
+        width,
     },
     toggle::Toggler,
 };
@@ -226,6 +227,7 @@ impl<'a> Tracer<'a> {
         match stop {
             Stop::Syscall if self.has_made_report(tid) => self.loader_reports(tid),
             Stop::Signal(libc::SIGTRAP) if self.is_at_poked_site(tid) => resume(tid, 0),
+            Stop::Signal(libc::SIGSEGV) if self.has_lost_segment(tid) => resume(tid, 0),
             Stop::Signal(signal) => self.go_on(tid, signal),
             Stop::Fork | Stop::Vfork | Stop::Clone => self.created(tid, stop),
             Stop::VforkDone => self.vfork_done(tid),
@@ -353,15 +355,16 @@ impl<'a> Tracer<'a> {
     /// Gives a forked child its own pool, in place of its parent's. Returns signals that came meanwhile.
     fn adopt(&mut self, tid: Tid, id: SpaceId) -> io::Result<Vec<i32>> {
         let Some(task) = self.tasks.get(&tid) else { return Ok(Vec::new()) };
-        let (process, pid_inside, forbidden) = (task.process, task.tid_inside, task.forbidden);
+        let (process, pid_inside, forbidden, given) = (task.process, task.tid_inside, task.forbidden, task.given);
         let Some(space) = self.spaces.get_mut(&id) else { return Ok(Vec::new()) };
         let memory = Memory::open(tid)?;
         let registers = ptrace::registers(tid)?;
-        memory.write(space.agent.thread(&registers), &[0; RESET_BYTES])?;
+        memory.write(space.agent.thread(&registers, given), &[0; RESET_BYTES])?;
         if !sandbox::may_map(forbidden) {
             return space.forget_pool(&memory).and(Err(io::Error::other(SANDBOXED)));
         }
-        let pool = Pool::new(self.options.chunks, self.options.on_full).map(Arc::new)?;
+        let chunks = self.options.chunks_for(space.agent.mode);
+        let pool = Pool::new(chunks, self.options.on_full).map(Arc::new)?;
         let mut remote = Remote::on_errand(tid, &memory, space.agent.errand)?;
         let mapped = space.map_pool(&mut remote, &memory, &pool, &[]);
         let signals = remote.finish()?;
@@ -387,7 +390,7 @@ impl<'a> Tracer<'a> {
     fn lend_thread_state(&mut self, parent: Tid, id: SpaceId, child_inside: u32) -> io::Result<()> {
         let (Some(space), Some(task)) = (self.spaces.get(&id), self.tasks.get_mut(&parent)) else { return Ok(()) };
         let registers = ptrace::registers(parent)?;
-        let thread = space.agent.thread(&registers);
+        let thread = space.agent.thread(&registers, task.given);
         // Its only thread has the number of the process.
         let (left, state) = space.lend(thread, (child_inside, child_inside))?;
         task.lent = Some(Lent { thread, state });
@@ -477,6 +480,19 @@ impl<'a> Tracer<'a> {
         ptrace::is_breakpoint(tid).unwrap_or(false) && toggler.rewound(tid, space)
     }
 
+    /// Whether a 32-bit thread failed in the agent because it has lost its segment: then it has it again.
+    fn has_lost_segment(&self, tid: Tid) -> bool {
+        let Some((task, pointer)) = self.tasks.get(&tid).and_then(|task| Some((task, task.given?))) else {
+            return false;
+        };
+        let space = task.space.and_then(|space| self.spaces.get(&space));
+        let Ok(mut registers) = ptrace::registers(tid) else { return false };
+        let is_in_agent = |space: &Space| space.code.iter().any(|code| code.contains(Addr::new(registers.rip)));
+        width::has_lost_segment(&registers)
+            && space.is_some_and(is_in_agent)
+            && width::give_pointer(tid, &mut registers, Some(pointer)).is_ok()
+    }
+
     fn toggle(&mut self) {
         let Some(toggler) = &mut self.toggler else { return };
         let tasks: Vec<Tid> = self.tasks.keys().copied().collect();
@@ -507,7 +523,8 @@ impl<'a> Tracer<'a> {
                 }
                 self.go_on(tid, 0);
             }
-            Ok((Report::Loaded, memory)) if self.is_attached => {
+            // The agent was not preloaded.
+            Ok((Report::Loaded, memory)) if self.is_attached || image.mode == Mode::Bits32 => {
                 if let Err(reason) = self.arm_loaded(tid, &image, &memory) {
                     self.note_untraced(tid, reason);
                 }

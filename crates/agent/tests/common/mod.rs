@@ -62,7 +62,7 @@ impl Pool {
         header.free_chunks.store(count, Ordering::Relaxed);
         header.on_full.store(on_full as u32, Ordering::Relaxed);
         header.recorder.store(std::process::id(), Ordering::Relaxed);
-        trapline_agent::arch::config_pool().store(address as u64, Ordering::SeqCst);
+        trapline_agent::arch::config_pool().store(address, Ordering::SeqCst);
         pool
     }
 

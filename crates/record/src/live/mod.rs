@@ -160,7 +160,7 @@ impl Process {
 
     /// Code of it that makes system calls, and is not in this memory of ours.
     fn gadgets(&self, ours: &[AddrRange]) -> io::Result<Gadgets> {
-        let found = Gadgets::find(&self.memory, &self.mappings, ours);
+        let found = Gadgets::find(Mode::Bits64, &self.memory, &self.mappings, ours);
         found.ok_or_else(|| io::Error::other("it has no code that makes system calls"))
     }
 

@@ -9,7 +9,7 @@ use object::{
     Endianness, Object as _, ObjectSymbol as _, elf,
     read::elf::{FileHeader, ProgramHeader, Rela, SectionHeader, Sym},
 };
-use trapline_engine::{Addr, AddrRange};
+use trapline_engine::{Addr, AddrRange, Mode};
 use trapline_patch::{Resolver, Target, ThreadLocal, ThreadPlace};
 use trapline_trace::hexadecimal;
 
@@ -316,7 +316,7 @@ const AT_PHNUM: u64 = 5;
 /// The executable's bias, where its program headers are, and where its dynamic section is.
 fn executable(pid: Tid, memory: &Memory) -> io::Result<(u64, u64, Option<Addr>)> {
     const HEADER_BYTES: usize = 56;
-    let auxiliary = auxiliary_vector(pid)?;
+    let auxiliary = auxiliary_vector(pid, Mode::Bits64)?;
     let word = |key: u64| auxiliary.get(&key).copied().unwrap_or(0);
     let at = word(AT_PHDR);
     let len_bytes = usize::try_from(word(AT_PHNUM)).unwrap_or(0).min(1 << 16) * HEADER_BYTES;

@@ -107,7 +107,8 @@ struct Room(Vec<Mapping>);
 impl Room {
     /// A place within reach of `near`, a page apart from others: mappings of the same kind would become one.
     fn take(&mut self, near: AddrRange, len_bytes: u64) -> Result<AddrRange, LiveError> {
-        let hole = maps::find_hole(&self.0, near, len_bytes + 2 * PAGE_BYTES).ok_or(LiveError::NoRoom { len_bytes })?;
+        let hole = maps::find_hole(Mode::Bits64, &self.0, near, len_bytes + 2 * PAGE_BYTES)
+            .ok_or(LiveError::NoRoom { len_bytes })?;
         let taken = AddrRange::new(hole.offset(PAGE_BYTES.cast_signed()), len_bytes);
         let behind = self.0.partition_point(|mapping| mapping.range.start < taken.start);
         self.0.insert(behind, Mapping::planned(taken));

@@ -4,9 +4,9 @@
 
 use std::{fs, io, os::unix::fs::MetadataExt, path::PathBuf};
 
-use trapline_engine::{Addr, AddrRange};
+use trapline_engine::{Addr, AddrRange, Mode};
 
-use super::Tid;
+use super::{Tid, width};
 
 /// One line of `/proc/PID/maps`.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -75,10 +75,10 @@ const REACH_BYTES: u64 = (1 << 31) - (1 << 16);
 const MARGIN_BYTES: u64 = 1 << 20;
 
 /// A page-aligned place for `len_bytes` that every address in `near` reaches: below `near` rather than above, where a program's heap grows.
-pub(crate) fn find_hole(mappings: &[Mapping], near: AddrRange, len_bytes: u64) -> Option<Addr> {
+pub(crate) fn find_hole(mode: Mode, mappings: &[Mapping], near: AddrRange, len_bytes: u64) -> Option<Addr> {
     let len_bytes = len_bytes.next_multiple_of(4096);
     let lowest = near.end.value().saturating_sub(REACH_BYTES).max(LOWEST);
-    let highest = near.start.value().saturating_add(REACH_BYTES).min((1 << 47) - 4096);
+    let highest = near.start.value().saturating_add(REACH_BYTES).min(width::end_of_memory(mode));
     let ends = mappings.iter().map(|mapping| mapping.range.end.value());
     let starts = mappings.iter().map(|mapping| mapping.range.start.value());
     let holes = std::iter::once(0).chain(ends).zip(starts.chain([1 << 47]));
@@ -127,10 +127,10 @@ mod tests {
     #[test]
     fn a_hole_is_found_below_and_else_above() {
         let text = mapping(0x5555_0000_0000, 0x5555_0010_0000);
-        let below = find_hole(std::slice::from_ref(&text), text.range, 0x5000).unwrap();
+        let below = find_hole(Mode::Bits64, std::slice::from_ref(&text), text.range, 0x5000).unwrap();
         assert!(below < text.range.start && text.range.start.distance_from(below) < 0x20_0000, "{below}");
         let full = [mapping(0x1_0000, 0x40_0000), mapping(0x40_0000, 0x50_0000)];
-        let above = find_hole(&full, full[1].range, 0x5000).unwrap();
+        let above = find_hole(Mode::Bits64, &full, full[1].range, 0x5000).unwrap();
         assert!(above >= full[1].range.end && above.distance_from(full[1].range.end) <= 0x10_0000, "{above}");
     }
 
@@ -138,6 +138,15 @@ mod tests {
     fn a_hole_out_of_reach_is_none() {
         let near = AddrRange::new(Addr::new(0x5555_0000_0000), 0x1000);
         let everything = [mapping(0x5000_0000_0000, 0x5600_0000_0000)];
-        assert_eq!(find_hole(&everything, near, 0x1000), None);
+        assert_eq!(find_hole(Mode::Bits64, &everything, near, 0x1000), None);
+    }
+
+    #[test]
+    fn a_32_bit_process_gets_nothing_that_it_cannot_reach() {
+        let everything = [mapping(0, 0xff00_0000)];
+        let near = AddrRange::new(Addr::new(0xf7f0_0000), 0x1000);
+        let found = find_hole(Mode::Bits32, &everything, near, 0x1000).unwrap();
+        assert!((0xff00_0000..0xffff_e000).contains(&found.value()), "{found}");
+        assert_eq!(find_hole(Mode::Bits32, &everything, near, 0x100_0000), None);
     }
 }

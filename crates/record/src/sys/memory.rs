@@ -8,7 +8,7 @@ use std::{
     os::unix::fs::FileExt,
 };
 
-use trapline_engine::Addr;
+use trapline_engine::{Addr, Mode};
 
 use super::Tid;
 
@@ -41,6 +41,18 @@ impl Memory {
         Ok(u64::from_le_bytes(bytes))
     }
 
+    /// A word of the process's own width.
+    pub(crate) fn read_pointer(&self, mode: Mode, at: Addr) -> io::Result<u64> {
+        match mode {
+            Mode::Bits32 => {
+                let mut bytes = [0; 4];
+                self.read(at, &mut bytes)?;
+                Ok(u32::from_le_bytes(bytes).into())
+            }
+            Mode::Bits64 => self.read_word(at),
+        }
+    }
+
     /// A string up to its zero, of at most `limit` bytes.
     pub(crate) fn read_string(&self, at: Addr, limit: usize) -> io::Result<Vec<u8>> {
         const PIECE_BYTES: u64 = 256;
@@ -67,5 +79,10 @@ impl Memory {
     /// Stores a word of 8 bytes.
     pub(crate) fn write_word(&self, at: Addr, word: u64) -> io::Result<()> {
         self.write(at, &word.to_le_bytes())
+    }
+
+    /// Stores a word of the process's own width.
+    pub(crate) fn write_pointer(&self, mode: Mode, at: Addr, word: u64) -> io::Result<()> {
+        self.write(at, &word.to_le_bytes()[..mode.word_bytes() as usize])
     }
 }

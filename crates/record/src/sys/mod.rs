@@ -11,8 +11,11 @@ pub(crate) mod memory;
 pub(crate) mod ptrace;
 pub(crate) mod shared;
 pub(crate) mod spawn;
+pub(crate) mod width;
 
 use std::{collections::HashMap, fs, io};
+
+use trapline_engine::Mode;
 
 /// A thread's id, as the recorder's own pid namespace numbers it.
 pub(crate) type Tid = i32;
@@ -23,10 +26,13 @@ pub(crate) fn threads_of(pid: Tid) -> Vec<Tid> {
     entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
 }
 
-/// What the kernel told a 64-bit program when it started (getauxval(3)).
-pub(crate) fn auxiliary_vector(pid: Tid) -> io::Result<HashMap<u64, u64>> {
+/// What the kernel told a program when it started (getauxval(3)).
+pub(crate) fn auxiliary_vector(pid: Tid, mode: Mode) -> io::Result<HashMap<u64, u64>> {
     let bytes = fs::read(format!("/proc/{pid}/auxv"))?;
-    let words: Vec<u64> = bytes.as_chunks().0.iter().map(|word| u64::from_le_bytes(*word)).collect();
+    let words: Vec<u64> = match mode {
+        Mode::Bits32 => bytes.as_chunks().0.iter().map(|word| u32::from_le_bytes(*word).into()).collect(),
+        Mode::Bits64 => bytes.as_chunks().0.iter().map(|word| u64::from_le_bytes(*word)).collect(),
+    };
     Ok(words.as_chunks().0.iter().map(|[key, value]| (*key, *value)).collect())
 }
 

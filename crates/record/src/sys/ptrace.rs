@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use trapline_engine::Addr;
 use trapline_process::quiesce::may_start_again;
 
 use super::{Tid, check};
@@ -144,6 +145,18 @@ pub(crate) fn registers(tid: Tid) -> io::Result<libc::user_regs_struct> {
 /// Sets the general registers.
 pub(crate) fn set_registers(tid: Tid, registers: &libc::user_regs_struct) -> io::Result<()> {
     request(libc::PTRACE_SETREGS, tid, 0, std::ptr::from_ref(registers) as usize)
+}
+
+/// Sets an entry of the table of descriptors that a thread has for itself to a segment that begins at an address and has no end, or to nothing.
+pub(crate) fn set_thread_area(tid: Tid, entry: u32, base: Option<Addr>) -> io::Result<()> {
+    const SET_THREAD_AREA: libc::c_uint = 26;
+    /// Of `struct user_desc` (asm/ldt.h): 32-bit, limit in pages, usable; for none: read and execute only, not present.
+    const DATA: u32 = 1 | 1 << 4 | 1 << 6;
+    const EMPTY: u32 = 1 << 3 | 1 << 5;
+    let address = base.map_or(0, |base| u32::try_from(base.value()).unwrap_or(0));
+    let (limit, flags) = if base.is_some() { (0xf_ffff, DATA) } else { (0, EMPTY) };
+    let descriptor = [entry, address, limit, flags];
+    request(SET_THREAD_AREA, tid, entry as usize, &raw const descriptor as usize)
 }
 
 /// Bytes of a signal set, as the kernel counts them.

@@ -16,7 +16,7 @@ use std::{
 };
 
 use trapline_abi::agent::INJECTED_THREAD_OFFSET;
-use trapline_engine::{Addr, AddrRange};
+use trapline_engine::{Addr, AddrRange, Mode};
 use trapline_image::Write;
 use trapline_process::quiesce::{How as Tie, OtherProcess, RangeSet};
 use trapline_trace::How;
@@ -39,7 +39,7 @@ use crate::{
     refusal::{self, Refusal},
     remote::Remote,
     space::{Space, ThreadPointer},
-    sys::{Tid, maps, memory::Memory, ptrace, spawn, threads_of},
+    sys::{Tid, maps, memory::Memory, ptrace, spawn, threads_of, width},
     text,
 };
 
@@ -209,15 +209,17 @@ impl Tracer<'_> {
     /// Prepares everything, while the process runs.
     fn plan(&mut self, process: u32) -> Result<Plan, Untraceable> {
         let tid = self.some_thread(process)?;
+        let mode = mode_of_program(tid);
         let memory = Arc::new(Memory::open(tid)?);
         let mappings = maps::read(tid)?;
         let objects = code_of(&mappings);
         let none = |what: &str| Untraceable(format!("there is no {what} in it"));
-        let gadgets = Gadgets::find(&memory, &mappings, &[]).ok_or_else(|| none("code that makes system calls"))?;
-        let linker = exec::loaded_linker(tid, &memory, &mut self.linkers)?;
-        let layout = Layout::new(self.armory.injected_agent())
+        let gadgets =
+            Gadgets::find(mode, &memory, &mappings, &[]).ok_or_else(|| none("code that makes system calls"))?;
+        let linker = exec::loaded_linker(mode, tid, &memory, &mut self.linkers)?;
+        let layout = Layout::new(self.armory.injected_agent(mode)?)
             .ok_or_else(|| Untraceable("the agent cannot be mapped as it was built".to_owned()))?;
-        let mut pending = Pending::new(Arc::clone(&memory), mappings, 0);
+        let mut pending = Pending::new(mode, Arc::clone(&memory), mappings, 0);
         let mut place = |len_bytes: u64| {
             let near = AddrRange::new(linker.debug_state, 1);
             let at = pending.find_hole(near, len_bytes).ok_or_else(|| none("room near its dynamic linker"))?;
@@ -226,11 +228,11 @@ impl Tracer<'_> {
         };
         let base = place(layout.len_bytes)?;
         let room = ThreadRoom::new(place(ThreadRoom::LEN_BYTES)?);
-        let mut agent = arm::agent_at(self.armory.injected_agent(), base, ThreadPointer::Given)?;
+        let mut agent = arm::agent_at(mode, self.armory.injected_agent(mode)?, base, ThreadPointer::Given)?;
         agent.thread_offset = INJECTED_THREAD_OFFSET.cast_signed();
         let mut space = Space::new(agent);
         space.memory = Some(memory);
-        space.pool = Some(Arc::new(Pool::new(self.options.chunks, self.options.on_full)?));
+        space.pool = Some(Arc::new(Pool::new(self.options.chunks_for(mode), self.options.on_full)?));
         space.room = Some(room);
         space.gadgets = Some(gadgets);
         self.armory.prepare_modules(&mut pending, tid, process, &mut space, self.options, self.drain)?;
@@ -499,14 +501,22 @@ fn give_pointer(
     if let Some(task) = tasks.get_mut(&tid) {
         task.given = Some(pointer);
     }
-    registers.gs_base = pointer.value();
-    ptrace::set_registers(tid, &registers)?;
+    width::give_pointer(tid, &mut registers, Some(pointer))?;
     Ok(())
+}
+
+/// What code the program of a process is.
+fn mode_of_program(tid: Tid) -> Mode {
+    use std::io::Read;
+    // Of the ELF header: class 1 has addresses of 32 bits.
+    let mut head = [0; 5];
+    let read = std::fs::File::open(format!("/proc/{tid}/exe")).and_then(|mut file| file.read_exact(&mut head));
+    if read.is_ok() && head[4] == 1 { Mode::Bits32 } else { Mode::Bits64 }
 }
 
 /// A thread that has a use for the segment whose base is to be the pointer to its state.
 fn user_of_segment(still: &Still) -> Option<Tid> {
-    let uses = |tid: &Tid| ptrace::registers(*tid).is_ok_and(|registers| registers.gs_base != 0 || registers.gs != 0);
+    let uses = |tid: &Tid| ptrace::registers(*tid).is_ok_and(|registers| width::uses_agents_segment(&registers));
     still.threads().into_iter().find(uses)
 }
 
@@ -518,9 +528,8 @@ fn edit_around(writes: &[Write], at: Addr) -> Option<usize> {
 
 /// Where a stopped thread goes on: the system call that is made again, or the next instruction.
 fn goes_on_at(registers: &libc::user_regs_struct) -> Addr {
-    let is_restarted =
-        registers.orig_rax.cast_signed() >= 0 && matches!(registers.rax.cast_signed(), -516 | -514..=-512);
-    Addr::new(registers.rip).offset(if is_restarted { -2 } else { 0 })
+    let is_restarted = width::call_of(registers) >= 0 && matches!(width::result_of(registers), -516 | -514..=-512);
+    Addr::new(registers.rip).offset(if is_restarted { -width::SYSCALL_BYTES } else { 0 })
 }
 
 /// Moves a thread that is in the middle of an edit to the same place in the stub. Returns the edit if there is none.

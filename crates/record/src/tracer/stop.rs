@@ -182,6 +182,7 @@ impl Tracer<'_> {
                 return self.stopped(tid, stop);
             }
             Stop::WithItsGroup => Parked::Stopped,
+            Stop::Signal(libc::SIGSEGV) if self.has_lost_segment(tid) => Parked::With(0),
             Stop::Signal(signal) => Parked::With(signal),
             _ => Parked::With(0),
         };

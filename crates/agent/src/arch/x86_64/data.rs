@@ -1,6 +1,6 @@
 //! The agent's data: what the recorder tells it, and each thread's state.
 
-use core::sync::atomic::AtomicU64;
+use core::sync::atomic::AtomicUsize;
 
 use super::{Thread, asm, global_asm};
 
@@ -67,7 +67,7 @@ const TOLD: u64 = u64::from_le_bytes(*b"trapline");
 unsafe extern "C" {
     /// A `Config`: the pool's address comes first.
     #[link_name = "trapline_config"]
-    static CONFIG: [AtomicU64; 7];
+    static CONFIG: [AtomicUsize; 7];
 }
 
 const _: () = assert!(size_of::<trapline_abi::agent::Config>() == 56);
@@ -79,26 +79,26 @@ const _: () = assert!(core::mem::offset_of!(trapline_abi::agent::Config, areas) 
 const _: () = assert!(core::mem::offset_of!(trapline_abi::agent::Config, linker_state) == 40);
 
 /// Where the pool is mapped; `None` before it is.
-pub fn config_pool() -> &'static AtomicU64 {
+pub fn config_pool() -> &'static AtomicUsize {
     // SAFETY: the static is defined above, is aligned, and is only ever accessed atomically by this program; the recorder writes it while the
     // program stands still.
     unsafe { &CONFIG[0] }
 }
 
 /// What a sandbox forbids the agent: a bit for each of the `CALLS`.
-pub fn config_forbidden() -> &'static AtomicU64 {
+pub fn config_forbidden() -> &'static AtomicUsize {
     // SAFETY: as in `config_pool`; the program's threads write it too.
     unsafe { &CONFIG[3] }
 }
 
 /// The area of stubs that came last; 0 before the first.
-pub fn config_areas() -> &'static AtomicU64 {
+pub fn config_areas() -> &'static AtomicUsize {
     // SAFETY: as in `config_pool`; the recorder writes the word at once, while other threads run.
     unsafe { &CONFIG[4] }
 }
 
 /// Where the dynamic linker says whether it is changing the set of objects; 0 if that is not known.
-pub fn config_linker_state() -> &'static AtomicU64 {
+pub fn config_linker_state() -> &'static AtomicUsize {
     // SAFETY: as in `config_pool`.
     unsafe { &CONFIG[5] }
 }

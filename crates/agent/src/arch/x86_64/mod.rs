@@ -25,12 +25,19 @@ mod unwinders;
 pub use data::{config_areas, config_forbidden, config_linker_state, config_pool, thread};
 pub use unwinders::{Code, any_function, code_at, entry, is_own, return_code, start};
 
+pub use trapline_abi::agent::CALLS;
+
+/// Numbers of calls that switch a sandbox on.
+pub const SYS_PRCTL: usize = 157;
+/// See above.
+pub const SYS_SECCOMP: usize = 317;
+
 /// A system call. Neither `errno` nor any memory but what the call itself writes is touched.
 ///
 /// # Safety
 /// As the call demands.
-pub unsafe fn syscall(number: u64, arguments: [u64; 6]) -> i64 {
-    let result: u64;
+pub unsafe fn syscall(number: usize, arguments: [usize; 6]) -> isize {
+    let result: usize;
     // SAFETY: (1) the kernel clobbers rax, rcx and r11, and all three are declared; (2) what the call does is the caller's promise.
     unsafe {
         asm!(
@@ -60,7 +67,7 @@ pub fn tsc() -> u64 {
 ///
 /// # Safety
 /// `words` is aligned to 16 bytes, leads to memory that may be read and written, and is changed by the calling thread alone.
-pub unsafe fn exchange_pair(words: *mut u64, expected: (u64, u64), new: (u64, u64)) -> bool {
+pub unsafe fn exchange_pair(words: *mut usize, expected: (usize, usize), new: (usize, usize)) -> bool {
     let is_done: u8;
     // SAFETY: (1) every 64-bit processor that Linux 4.16 and later is used on has the instruction; (2) rbx is put back; (3) the memory is the caller's
     // promise.

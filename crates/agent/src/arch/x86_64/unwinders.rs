@@ -125,33 +125,33 @@ pub enum Code {
 }
 
 /// The agent's first byte, which its ELF header begins with.
-pub fn start() -> u64 {
-    (&raw const START) as u64
+pub fn start() -> usize {
+    (&raw const START) as usize
 }
 
 /// Whether an address is of the agent's code.
-pub fn is_own(address: u64) -> bool {
-    (start()..(&raw const CODE_END) as u64).contains(&address)
+pub fn is_own(address: usize) -> bool {
+    (start()..(&raw const CODE_END) as usize).contains(&address)
 }
 
 /// The first instruction of an entry.
-pub fn entry() -> u64 {
-    (&raw const ENTRIES) as u64
+pub fn entry() -> usize {
+    (&raw const ENTRIES) as usize
 }
 
 /// The first instruction of a function of the agent's that is none of the entries.
-pub fn any_function() -> u64 {
-    (&raw const ANY_FUNCTION) as u64
+pub fn any_function() -> usize {
+    (&raw const ANY_FUNCTION) as usize
 }
 
 /// Where hooked functions return to.
-pub fn return_code() -> u64 {
-    (&raw const RETURN) as u64
+pub fn return_code() -> usize {
+    (&raw const RETURN) as usize
 }
 
 /// Whose code is at `address`, or before it if it is a return address.
-pub fn code_at(address: u64) -> Code {
-    let is_in = |start: *const u8, end: *const u8| (start as u64..end as u64).contains(&address);
+pub fn code_at(address: usize) -> Code {
+    let is_in = |start: *const u8, end: *const u8| (start as usize..end as usize).contains(&address);
     if is_in(&raw const ENTRIES, &raw const ENTRIES_END) || is_in(&raw const LAUNCH, &raw const RETURN) {
         Code::Entry
     } else if is_own(address) {
