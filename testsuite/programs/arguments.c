@@ -25,7 +25,16 @@ TRACED long double extended(long double a, long b) { return a * 3 + b; }
 TRACED double complex complex_double(double complex in) { return in * (1 + 2 * I); }
 TRACED long double complex complex_extended(long double complex in) { return in * (2 - 1 * I); }
 TRACED float complex complex_float(float complex in) { return in * (1 - 3 * I); }
+#ifdef __SIZEOF_INT128__
 TRACED __int128 wide(__int128 in, int by) { return in * by + 1; }
+#endif
+#ifdef __i386__
+// What only i386 has: arguments in registers, arguments that the function takes off the stack, and both.
+TRACED __attribute__((stdcall)) long takes_off(long a, long b, long c) { return a * 100 + b * 10 + c; }
+TRACED __attribute__((fastcall)) long in_two_registers(long a, long b, long c) { return a * 100 + b * 10 + c; }
+TRACED __attribute__((regparm(3))) long in_three_registers(long a, long b, long c, long d) { return a * 1000 + b * 100 + c * 10 + d; }
+TRACED long long in_a_pair(long a, long long b) { return b * 3 + a; }
+#endif
 TRACED Vector vector(Vector a, Vector b) { return a * b + a; }
 __attribute__((target("avx"))) TRACED __m256d vector_256(__m256d a, __m256d b) { return _mm256_add_pd(_mm256_mul_pd(a, b), a); }
 TRACED _Bool boolean(int in) { return in > 2; }
@@ -60,7 +69,13 @@ int main(void) {
         long double complex y = complex_extended((long double)round - 2 * I);
         float complex x = complex_float(2 + 1 * I);
         total += creal(z) + cimag(z) + (double)(creall(y) + cimagl(y)) + crealf(x) + cimagf(x);
+#ifdef __SIZEOF_INT128__
         total += (double)(long)(wide(((__int128)1 << 70) + round, 3) >> 68);
+#endif
+#ifdef __i386__
+        total += (double)takes_off(round, 2, 3) + (double)in_two_registers(round, 4, 5) + (double)in_three_registers(round, 6, 7, 8);
+        total += (double)in_a_pair(round, 1LL << 40);
+#endif
         Vector v = vector((Vector){1, 2, 3, (float)round}, (Vector){2, 2, 2, 2});
         total += v[0] + v[1] + v[2] + v[3];
         if (__builtin_cpu_supports("avx")) total += sum_of_256(round);
@@ -74,6 +89,11 @@ int main(void) {
     tell_calls("many", 1000);
     tell_calls("complex_extended", 1000);
     tell_calls("variadic", 1000);
+#ifdef __SIZEOF_INT128__
     tell_calls("wide", 1000);
+#else
+    tell_calls("takes_off", 1000);
+    tell_calls("in_three_registers", 1000);
+#endif
     return 0;
 }

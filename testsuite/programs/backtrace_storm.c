@@ -32,6 +32,10 @@ TRACED void on_signal(int signal) {
     // This function, what it returns to, what was interrupted: perhaps a leaf, then functions of one name, then the body. And what begins and ends it.
     int frame = 2;
     const char *name = name_of(frames[frame]);
+#ifdef __i386__
+    // Functions ask another one, which has no name, where they are; and the kernel has code of its own for system calls.
+    if (strcmp(name, "?") == 0 || strcmp(name, "__kernel_vsyscall") == 0) name = name_of((char *)frames[++frame] - 1);
+#endif
     if (strcmp(name, "leaf") == 0 || strcmp(name, "pthread_sigmask") == 0) name = name_of((char *)frames[++frame] - 1);
     while (strcmp(name, "descend") == 0 && frame + 1 < count) name = name_of((char *)frames[++frame] - 1);
     if (strcmp(name, "body") != 0 || count - frame > 4) complain(frames, count);

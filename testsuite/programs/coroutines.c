@@ -16,6 +16,19 @@ __asm__(".text\n"
         ".globl switch_stack\n"
         ".type switch_stack, @function\n"
         "switch_stack:\n"
+#ifdef __i386__
+        "    mov 4(%esp), %eax\n    mov 8(%esp), %ecx\n"
+        "    push %ebp\n    push %ebx\n    push %esi\n    push %edi\n"
+        "    mov %esp, (%eax)\n"
+        "    mov %ecx, %esp\n"
+        "    pop %edi\n    pop %esi\n    pop %ebx\n    pop %ebp\n"
+        "    ret\n"
+        ".size switch_stack, . - switch_stack\n"
+        "first_run:\n"
+        "    sub $8, %esp\n    push %ebx\n"
+        "    call *%ebp\n"
+        "    ud2\n");
+#else
         "    push %rbp\n    push %rbx\n    push %r12\n    push %r13\n    push %r14\n    push %r15\n"
         "    mov %rsp, (%rdi)\n"
         "    mov %rsi, %rsp\n"
@@ -26,6 +39,7 @@ __asm__(".text\n"
         "    mov %rbx, %rdi\n"
         "    call *%rbp\n"
         "    ud2\n");
+#endif
 extern char first_run[];
 
 // Not inlined: on another thread, `home` is elsewhere.
@@ -65,12 +79,13 @@ int main(void) {
     char *stacks = mmap(0, (size_t)COROUTINES * STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     EXPECT(stacks != MAP_FAILED);
     for (long self = 0; self < COROUTINES; self++) {
-        uint64_t *top = (uint64_t *)(stacks + (self + 1) * STACK);
-        *--top = 0;
-        *--top = (uint64_t)first_run;
-        *--top = (uint64_t)body;
-        *--top = (uint64_t)self;
-        for (int rest = 0; rest < 4; rest++) *--top = 0;
+        uintptr_t *top = (uintptr_t *)(stacks + (self + 1) * STACK);
+        // At 32 bit the stack is aligned for arguments.
+        for (int rest = 0; rest < (sizeof(long) == 8 ? 1 : 3); rest++) *--top = 0;
+        *--top = (uintptr_t)first_run;
+        *--top = (uintptr_t)body;
+        *--top = (uintptr_t)self;
+        for (int rest = 0; rest < (sizeof(long) == 8 ? 4 : 2); rest++) *--top = 0;
         saved[self] = top;
     }
     resume_some(0, 2);

@@ -56,9 +56,9 @@ int main(int argc, char **argv, char **envp) {
     });
     for (; entry->a_type != AT_NULL; entry++) {
         if (entry->a_type == AT_IGNORE) continue;
-        int is_address = entry->a_type == AT_PHDR || entry->a_type == AT_BASE || entry->a_type == AT_ENTRY || entry->a_type == AT_RANDOM ||
+        int is_address = entry->a_type == AT_PHDR || entry->a_type == AT_SYSINFO || entry->a_type == AT_BASE || entry->a_type == AT_ENTRY || entry->a_type == AT_RANDOM ||
                          entry->a_type == AT_SYSINFO_EHDR || entry->a_type == AT_EXECFN || entry->a_type == AT_PLATFORM;
-        printf("auxv %lu %lx\n", entry->a_type, is_address ? entry->a_un.a_val != 0 : entry->a_un.a_val);
+        printf("auxv %lu %lx\n", (unsigned long)entry->a_type, (unsigned long)(is_address ? entry->a_un.a_val != 0 : entry->a_un.a_val));
     }
     printf("personality %x dumpable %d subreaper-less %d\n", personality(0xffffffff), prctl(PR_GET_DUMPABLE), prctl(PR_GET_PDEATHSIG, &(int){0}));
     printf("priority %d\n", getpriority(PRIO_PROCESS, 0));

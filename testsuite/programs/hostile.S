@@ -13,6 +13,7 @@
         .size   \name, . - \name
         .endm
 
+#ifdef __x86_64__
 // Counts rdi down to zero by jumps to its own first instruction; rsi counts up.
         function self_loop
         lea     1(%rsi), %rsi
@@ -290,4 +291,265 @@ short_three:
         and     $0xcd5, %eax
         ret
         end     seen_flags
+#else
+// The same for i386, with arguments on the stack.
+
+// Counts the first argument down to zero by jumps to its own first instruction; the second one counts up.
+        function self_loop
+        incl    8(%esp)
+        decl    4(%esp)
+        jnz     self_loop
+        mov     8(%esp), %eax
+        ret
+        end     self_loop
+
+        function into_prologue
+        push    %ebx
+1:      incl    12(%esp)
+        decl    8(%esp)
+        jnz     1b
+        mov     12(%esp), %eax
+        pop     %ebx
+        ret
+        end     into_prologue
+
+// Targets that lie two and three bytes behind the entry.
+        function table_behind
+        jmp     *%ecx
+.Ltable_first:
+        inc     %ecx
+.Ltable_second:
+        dec     %edx
+        mov     4(%esp), %eax
+        add     %eax, %eax
+        ret
+        end     table_behind
+
+        function table_call
+        call    1f
+1:      pop     %edx
+        lea     table - 1b(%edx), %edx
+        mov     8(%esp), %ecx
+        mov     (%edx,%ecx,4), %ecx
+        add     %edx, %ecx
+        jmp     table_behind
+        end     table_call
+
+        .section .rodata
+        .balign 4
+table:  .long   .Ltable_first - table
+        .long   .Ltable_second - table
+        .text
+
+        function table_switch
+        mov     4(%esp), %ecx
+        and     $3, %ecx
+        call    1f
+1:      pop     %edx
+        lea     cases - 1b(%edx), %edx
+        mov     (%edx,%ecx,4), %eax
+        add     %edx, %eax
+        notrack jmp *%eax
+.Lcase0: mov    $10, %eax
+        ret
+.Lcase1: mov    $11, %eax
+        ret
+.Lcase2: mov    $12, %eax
+        ret
+.Lcase3: movl   $0, 4(%esp)
+        jmp     table_switch
+        end     table_switch
+        .section .rodata
+        .balign 4
+cases:  .long   .Lcase0 - cases, .Lcase1 - cases, .Lcase2 - cases, .Lcase3 - cases
+        .text
+
+// eax + edx + carry, the carry set by the caller.
+        function add_with_carry
+        adc     %edx, %eax
+        mov     %eax, %ecx
+        mov     %ecx, %eax
+        ret
+        end     add_with_carry
+
+// Returns carry in the carry: whether eax is odd.
+        function odd_in_carry
+        bt      $0, %eax
+        ret
+        end     odd_in_carry
+
+        function flags_at_entry
+        pushf
+        pop     %eax
+        ret
+        end     flags_at_entry
+
+        .globl  short_one, short_two, short_three
+        .type   short_one, @function
+        .type   short_two, @function
+        .type   short_three, @function
+        .balign 16
+short_one:
+        ret
+        .size   short_one, 1
+short_two:
+        mov     4(%esp), %eax
+        ret
+        .size   short_two, 5
+short_three:
+        mov     4(%esp), %eax
+        inc     %eax
+        ret
+        .size   short_three, 6
+        .balign 16
+
+        function where_from
+        mov     (%esp), %eax
+        ret
+        end     where_from
+
+        function pops_first
+        pop     %ecx
+        mov     (%esp), %eax
+        add     $3, %eax
+        jmp     *%ecx
+        end     pops_first
+
+        function call_next
+        call    1f
+1:      pop     %eax
+        call    2f
+2:      pop     %ecx
+        lea     1b - 2b(%ecx), %ecx
+        sub     %ecx, %eax
+        ret
+        end     call_next
+
+        function loops
+        mov     4(%esp), %ecx
+        xor     %eax, %eax
+1:      inc     %eax
+        loop    1b
+        ret
+        end     loops
+
+        function jrcxz_first
+        mov     4(%esp), %ecx
+        jecxz   1f
+        mov     $1, %eax
+        ret
+1:      mov     $2, %eax
+        ret
+        end     jrcxz_first
+
+        function keeps_everything
+        push    %ebp
+        .cfi_def_cfa_offset 8
+        push    %ebx
+        .cfi_def_cfa_offset 12
+        push    %esi
+        .cfi_def_cfa_offset 16
+        push    %edi
+        .cfi_def_cfa_offset 20
+        mov     20(%esp), %edi
+        .irp    n, 0,1,2,3,4,5,6,7
+        movups  (128 + 16 * \n)(%edi), %xmm\n
+        .endr
+        fldt    112(%edi)
+        mov     0(%edi), %eax
+        mov     4(%edi), %ebx
+        mov     8(%edi), %ecx
+        mov     12(%edi), %edx
+        mov     16(%edi), %esi
+        mov     20(%edi), %ebp
+        mov     24(%edi), %edi
+        call    does_nothing
+        push    %edi
+        .cfi_def_cfa_offset 24
+        mov     28(%esp), %edi
+        mov     %eax, 0(%edi)
+        mov     %ebx, 4(%edi)
+        mov     %ecx, 8(%edi)
+        mov     %edx, 12(%edi)
+        mov     %esi, 16(%edi)
+        mov     %ebp, 20(%edi)
+        pop     24(%edi)
+        .cfi_def_cfa_offset 20
+        fstpt   112(%edi)
+        .irp    n, 0,1,2,3,4,5,6,7
+        movups  %xmm\n, (128 + 16 * \n)(%edi)
+        .endr
+        mov     $1, %eax
+        pop     %edi
+        .cfi_def_cfa_offset 16
+        pop     %esi
+        .cfi_def_cfa_offset 12
+        pop     %ebx
+        .cfi_def_cfa_offset 8
+        pop     %ebp
+        .cfi_def_cfa_offset 4
+        ret
+        end     keeps_everything
+
+        function does_nothing
+        nop
+        nop
+        nop
+        nop
+        nop
+        nop
+        ret
+        end     does_nothing
+
+        function keeps_upper_halves
+        mov     4(%esp), %eax
+        .irp    n, 0,1,2,3,4,5,6,7
+        vmovups (32 * \n)(%eax), %ymm\n
+        .endr
+        call    does_nothing
+        mov     8(%esp), %eax
+        .irp    n, 0,1,2,3,4,5,6,7
+        vmovups %ymm\n, (32 * \n)(%eax)
+        .endr
+        vzeroupper
+        ret
+        end     keeps_upper_halves
+
+        function carries
+        push    %ebx
+        .cfi_def_cfa_offset 8
+        xor     %ebx, %ebx
+        mov     $3, %eax
+        mov     $4, %edx
+        stc
+        call    add_with_carry
+        add     %eax, %ebx
+        mov     $3, %eax
+        mov     $4, %edx
+        clc
+        call    add_with_carry
+        lea     (%ebx,%eax), %ebx
+        mov     $7, %eax
+        call    odd_in_carry
+        adc     $0, %ebx
+        mov     $8, %eax
+        call    odd_in_carry
+        adc     $0, %ebx
+        mov     %ebx, %eax
+        pop     %ebx
+        .cfi_def_cfa_offset 4
+        ret
+        end     carries
+
+        function seen_flags
+        push    4(%esp)
+        .cfi_def_cfa_offset 8
+        popf
+        .cfi_def_cfa_offset 4
+        call    flags_at_entry
+        cld
+        and     $0xcd5, %eax
+        ret
+        end     seen_flags
+#endif
         .section .note.GNU-stack,"",@progbits

@@ -62,7 +62,7 @@ int main(void) {
         EXPECT(memcmp(in, out, 384) == 0);
         if (__builtin_cpu_supports("avx")) {
             keeps_upper_halves(in, out);
-            EXPECT(memcmp(in, out, 512) == 0);
+            EXPECT(memcmp(in, out, sizeof(long) == 8 ? 512 : 256) == 0);
         }
     }
     printf("sum %ld\n", sum);

@@ -27,7 +27,7 @@ int main(void) {
     for (int times = 0; times < 50000; times++) value = work(value);
     printf("value %ld\n", value);
     printf("depth %ld\n", deeper(30000));
-    limit(RLIMIT_AS, 1L << 40);
+    limit(RLIMIT_AS, sizeof(long) == 8 ? (rlim_t)1 << 40 : (rlim_t)3 << 30);
     pthread_t thread;
     void *result;
     EXPECT(pthread_create(&thread, 0, body, 0) == 0);

@@ -7,8 +7,13 @@
 TRACED long deeper(long depth) { return depth == 0 ? 0 : OPAQUE(deeper(depth - 1)) + 1; }
 
 // Shadows are mapped by blocks of the stack, whichever a stack begins in.
+#ifdef __i386__
+#define BLOCK_BITS 16
+#define NEEDED_BYTES (60 << 10)
+#else
 #define BLOCK_BITS 20
 #define NEEDED_BYTES (128 << 10)
+#endif
 
 // Has the kernel make the stack as large as is needed.
 static __attribute__((noinline)) void reach(void) {
@@ -19,7 +24,7 @@ int main(void) {
     uintptr_t here = (uintptr_t)__builtin_frame_address(0);
     // No other block begins in what is needed below.
     if (here >> BLOCK_BITS != (here - NEEDED_BYTES) >> BLOCK_BITS)
-        *(volatile char *)__builtin_alloca(NEEDED_BYTES) = 0;
+        *(volatile char *)__builtin_alloca((here & ((1 << BLOCK_BITS) - 1)) + 64) = 0;
     reach();
     printf("before %ld\n", deeper(10));
     struct rlimit none = {1 << 20, 1 << 20};

@@ -43,10 +43,16 @@ int main(void) {
     for (long size = 1; size < 2000; size += 7) sum += uses_alloca(size);
     printf("sum %ld twice %ld\n", sum, twice());
     unsigned char *code = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    long (*function)(long) = called_by_generated;
+#ifdef __i386__
+    // mov eax, function; jmp eax
+    code[0] = 0xb8, code[5] = 0xff, code[6] = 0xe0;
+    memcpy(code + 1, &function, 4);
+#else
     // movabs rax, function; jmp rax
     code[0] = 0x48, code[1] = 0xb8, code[10] = 0xff, code[11] = 0xe0;
-    long (*function)(long) = called_by_generated;
     memcpy(code + 2, &function, 8);
+#endif
     EXPECT(mprotect(code, 4096, PROT_READ | PROT_EXEC) == 0);
     for (long value = 0; value < 100; value++) EXPECT(((long (*)(long))code)(value) == value + 5);
     tell_calls("called_by_generated", 100);

@@ -29,12 +29,17 @@ TRACED void look(void) {
     void *frames[FRAMES];
     char list[FRAMES * 40] = "";
     int count = backtrace(frames, FRAMES);
-    EXPECT(count > 5);
+    // At 32 bit compilers say less of how to unwind from everywhere.
+    EXPECT(count > (sizeof(long) == 8 ? 5 : 3));
     for (int frame = 0; frame < count; frame++) {
         // This function, the handler, what it returns to, what was interrupted: that one is no return address.
         char *address = (char *)frames[frame] - (frame != 3);
         Dl_info info;
         const char *name = dladdr(address, &info) && info.dli_sname ? info.dli_sname : "?";
+#ifdef __i386__
+        // In what functions ask where they are: a function whose beginning is moved knows it without.
+        if (frame == 3 && *name == '?') return;
+#endif
         snprintf(list + strlen(list), 40, " %s", name);
     }
     keep(list);
@@ -56,11 +61,19 @@ __asm__(".macro trap name, operation, bits\n"
         "    .globl \\name\n"
         "\\name:\n"
         "    .cfi_startproc\n"
+#ifdef __i386__
+        "    pushfd\n"
+        "    .cfi_adjust_cfa_offset 4\n"
+        "    \\operation dword ptr [esp], \\bits\n"
+        "    popfd\n"
+        "    .cfi_adjust_cfa_offset -4\n"
+#else
         "    pushfq\n"
         "    .cfi_adjust_cfa_offset 8\n"
         "    \\operation qword ptr [rsp], \\bits\n"
         "    popfq\n"
         "    .cfi_adjust_cfa_offset -8\n"
+#endif
         "    ret\n"
         "    .cfi_endproc\n"
         "    .size \\name, . - \\name\n"

@@ -17,7 +17,8 @@ struct Walk {
 
 static _Unwind_Reason_Code on_frame(struct _Unwind_Context *context, void *argument) {
     struct Walk *walk = argument;
-    EXPECT(((uintptr_t)__builtin_frame_address(0) & 15) == 0);
+    // Behind the caller's frame pointer and the return address (psABI: the end of the arguments' area).
+    EXPECT((((uintptr_t)__builtin_frame_address(0) + 2 * sizeof(void *)) & 15) == 0);
     if (walk->frames == walk->limit) return _URC_NORMAL_STOP;
     walk->frames++;
     Dl_info info;

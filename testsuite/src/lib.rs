@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 pub mod compare;
+pub mod debian;
 pub mod moments;
 pub mod program;
 pub mod run;

@@ -4,6 +4,7 @@
 //! once with, because what compilers make of exceptions, tail calls and prologues differs between the two.
 
 use std::{
+    env,
     ffi::OsString,
     path::{Path, PathBuf},
     process::Command,
@@ -21,6 +22,11 @@ pub enum Optimised {
 impl Optimised {
     /// Both ways.
     pub const BOTH: [Self; 2] = [Self::No, Self::Yes];
+}
+
+/// Whether programs are compiled for i386: where `TRAPLINE_WIDTH` is 32.
+pub fn is_narrow() -> bool {
+    env::var_os("TRAPLINE_WIDTH").is_some_and(|width| width == "32")
 }
 
 /// A program of `testsuite/programs`.
@@ -102,10 +108,17 @@ impl Program {
         let name = first.file_stem().unwrap_or_default();
         let path = folder.join(name);
         let library = folder.join("libchecked.so");
+        let narrow: &[&str] = match (is_narrow(), extension) {
+            (false, _) => &[],
+            (true, "rs") => &["--target", "i686-unknown-linux-gnu"],
+            (true, _) => &["-m32", "-msse2", "-mfpmath=sse"],
+        };
         if self.library != Library::None {
             compile(
                 Command::new("c++")
-                    .args([level(optimised), "-shared", "-fPIC", "-o"])
+                    .args([level(optimised), "-shared", "-fPIC"])
+                    .args(narrow)
+                    .arg("-o")
                     .arg(&library)
                     .arg(source("library.cpp")),
             );
@@ -120,12 +133,18 @@ impl Program {
                     .args(["--edition", "2024", "-o"])
                     .arg(&path)
                     .args(options)
+                    .args(narrow)
                     .args(self.flags)
                     .arg(source(self.sources[0])),
             );
         } else {
             let mut command = Command::new(if extension == "cpp" { "c++" } else { "cc" });
             command.args([level(optimised), "-g", "-rdynamic", "-pthread", "-Wall", "-Wextra", "-Werror"]);
+            command.args(narrow);
+            if is_narrow() && self.flags.contains(&"-mfentry") {
+                // The compiler has it for no other code.
+                command.args(["-no-pie", "-fno-pie"]);
+            }
             command.args(["-Wno-infinite-recursion", "-o"]).arg(&path).args(self.flags);
             command.args(self.sources.iter().map(|name| source(name)));
             if self.library == Library::Linked {

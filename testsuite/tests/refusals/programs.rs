@@ -76,9 +76,9 @@ fn a_static_program() {
 }
 
 #[test]
-fn a_32_bit_program() {
+fn a_static_32_bit_program() {
     let folder = Scratch::new();
-    check(&folder, program(&folder, &["-m32"]), 125, &["32-bit program"]);
+    check(&folder, program(&folder, &["-m32", "-static"]), 125, &["linked statically", "link it dynamically"]);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 use trapline_testsuite::{
     compare,
-    program::{Optimised, Program},
+    program::{Optimised, Program, is_narrow},
     run::Command,
     scratch::Scratch,
     trace::Report,
@@ -35,16 +35,17 @@ fn arcs(profile: &Path) -> BTreeMap<(u64, u64), u32> {
     const HEADER_BYTES: usize = 20;
     let bytes = fs::read(profile).unwrap_or_else(|error| panic!("{}: {error}", profile.display()));
     assert!(bytes.starts_with(b"gmon"));
-    let word = |at: usize| u64::from_le_bytes(*bytes[at..].first_chunk().expect("the file is whole"));
     let half = |at: usize| u32::from_le_bytes(*bytes[at..].first_chunk().expect("the file is whole"));
+    let word_bytes = if is_narrow() { 4 } else { 8 };
+    let word = |at: usize| u64::from(half(at)) | if is_narrow() { 0 } else { u64::from(half(at + 4)) << 32 };
     let (mut at, mut arcs) = (HEADER_BYTES, BTreeMap::new());
     while at < bytes.len() {
         match bytes[at] {
             // Times: from, to, how many counters of 2 bytes, their rate and unit.
-            0 => at += 1 + 40 + 2 * half(at + 17) as usize,
+            0 => at += 1 + 2 * word_bytes + 24 + 2 * half(at + 1 + 2 * word_bytes) as usize,
             1 => {
-                *arcs.entry((word(at + 1), word(at + 9))).or_default() += half(at + 17);
-                at += 1 + 20;
+                *arcs.entry((word(at + 1), word(at + 1 + word_bytes))).or_default() += half(at + 1 + 2 * word_bytes);
+                at += 1 + 2 * word_bytes + 4;
             }
             other => panic!("a record of kind {other}"),
         }

@@ -252,7 +252,7 @@ fn a_process_under_a_debugger_until_that_ends() {
 fn programs_that_are_built_in_another_way() {
     for (flags, name, words) in [
         (&["-static"][..], "static", "link it dynamically"),
-        (&["-m32"], "32-bit", "32-bit program"),
+        (&["-m32", "-static"], "static", "link it dynamically"),
         (&["-DLIKE_GO"], "go", "Go program"),
     ] {
         let directory = Directory::new(&format!("doctor-{name}"));
