@@ -15,7 +15,7 @@ Usage: cargo xtask VERB
   kernel-test [OPTIONS]         the engine in a kernel of its own, in QEMU, 64 and 32 bit: --arch x86_64|i386,
                                 --accel tcg|kvm, --quick (fewer pokes), --json (one line a run); --only WORDS takes
                                 the jobs with these words in their names, --times N runs each job so often
-  fidelity [PROGRAM...]         real programs under trapline and under callgrind: every function was called as often as
+  fidelity [--m32] [PROGRAM...] real programs under trapline and under callgrind: every function was called as often as
                                 the trace says
   consumers [READER...]         the viewers, profilers and databases that read our exports find the calls and times of `trapline report`: perfetto, speedscope,
                                 profiler-cli, pprof, uftrace, babeltrace2, duckdb, chdb, spark, sql; installs what is missing
@@ -45,7 +45,7 @@ pub(crate) enum Verb {
     /// Run the testbed kernel.
     KernelTest(KernelTest),
     /// Compare traces with callgrind's counts, of these programs or of all.
-    Fidelity(Vec<String>),
+    Fidelity { programs: Vec<String>, is_narrow: bool },
     /// Have these tools read our exports, or all.
     Consumers(Vec<String>),
     /// Measure trapline beside its peers.
@@ -135,7 +135,10 @@ pub(crate) fn parse(mut arguments: impl Iterator<Item = String>, under_ci: bool)
         "lint" => selection(arguments, &["--skip-i686"], under_ci).map(Verb::Lint),
         "bench" => Ok(Verb::Bench(arguments.collect())),
         "kernel-test" => kernel_test(arguments).map(Verb::KernelTest),
-        "fidelity" => Ok(Verb::Fidelity(arguments.collect())),
+        "fidelity" => {
+            let (options, programs): (Vec<String>, Vec<String>) = arguments.partition(|word| word == "--m32");
+            Ok(Verb::Fidelity { programs, is_narrow: !options.is_empty() })
+        }
         "consumers" => Ok(Verb::Consumers(arguments.collect())),
         "bench-peers" => bench_peers(arguments).map(Verb::BenchPeers),
         unknown => Err(format!("unknown verb `{unknown}`")),

@@ -27,6 +27,8 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::{packages, target_folder, workspace_root};
+use trapline_testsuite::debian::{self, Root};
+
 use callgrind::Counts;
 use compare::{Calls, Verdict};
 use surroundings::Surroundings;
@@ -78,8 +80,40 @@ const NEEDS: &[packages::Need] = &[
     ("/usr/bin/gawk", "gawk"),
 ];
 
-/// Runs the named programs, or all.
-pub(crate) fn run(names: &[String]) -> Result<ExitCode> {
+/// A program as it is run.
+#[derive(Debug)]
+struct Ready {
+    name: &'static str,
+    command: Vec<String>,
+    libraries: &'static [&'static str],
+    heap: Option<Vec<String>>,
+}
+
+impl Ready {
+    /// The system's own, or if there are others, the one of those.
+    fn new(program: &Program, others: Option<&Root>) -> Result<Self> {
+        let words = |command: &[&str]| -> Result<Vec<String>> {
+            let mut words: Vec<String> = command.iter().map(|word| (*word).to_owned()).collect();
+            if let Some(root) = others {
+                let name = Path::new(command[0]).file_name().unwrap_or_default().to_string_lossy().into_owned();
+                // Of Python's packages, this one has no name without a version.
+                let path = root.program(&name).or_else(|| root.program("python3.11").filter(|_| name == "python3"));
+                let path = path.with_context(|| format!("no package of i386 has {name}"))?;
+                words[0] = path.to_string_lossy().into_owned();
+            }
+            Ok(words)
+        };
+        Ok(Self {
+            name: program.name,
+            command: words(program.command)?,
+            libraries: program.libraries,
+            heap: program.heap.map(words).transpose()?,
+        })
+    }
+}
+
+/// Runs the named programs, or all. `is_narrow`: those of Debian's i386 packages.
+pub(crate) fn run(names: &[String], is_narrow: bool) -> Result<ExitCode> {
     if let Some(unknown) = names.iter().find(|name| PROGRAMS.iter().all(|program| program.name != name.as_str())) {
         let known: Vec<&str> = PROGRAMS.iter().map(|program| program.name).collect();
         bail!("unknown program `{unknown}`; there are {}", known.join(", "));
@@ -88,7 +122,9 @@ pub(crate) fn run(names: &[String]) -> Result<ExitCode> {
     let trapline = build_trapline()?;
     let folder = Folder::create()?;
     input::write(&folder.inputs())?;
-    let plain = Surroundings::new(&folder.inputs())?;
+    let root = is_narrow.then(|| debian::i386(&target_folder().join("tmp")));
+    let more = root.as_ref().map(Root::environment).unwrap_or_default();
+    let plain = Surroundings::new(&folder.inputs(), is_narrow, more)?;
     let mut failures = 0_usize;
     let mut compared = 0_usize;
     println!(
@@ -96,7 +132,8 @@ pub(crate) fn run(names: &[String]) -> Result<ExitCode> {
         "program", "functions", "equal", "different", "called", "calls"
     );
     for program in PROGRAMS.iter().filter(|program| names.is_empty() || names.iter().any(|name| name == program.name)) {
-        let around = match program.heap {
+        let program = &Ready::new(program, root.as_ref())?;
+        let around = match &program.heap {
             Some(command) => &plain.clone().with_heap_of(command)?,
             None => &plain,
         };
@@ -173,30 +210,24 @@ struct Trace {
     lost: BTreeMap<String, u64>,
 }
 
-fn exact_counts(program: &Program, folder: &Folder, around: &Surroundings) -> Result<Counts> {
+fn exact_counts(program: &Ready, folder: &Folder, around: &Surroundings) -> Result<Counts> {
     let file = folder.path.join("callgrind.out");
-    around.interpret(program.command, &file)?;
+    around.interpret(&program.command, &file)?;
     let text = fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
     callgrind::counts(&text, |object| module(program, object))
 }
 
 /// The name under which a file's functions are compared, if they are.
-fn module(program: &Program, path: &str) -> Option<String> {
+fn module(program: &Ready, path: &str) -> Option<String> {
     let path = fs::canonicalize(path).unwrap_or_else(|_| path.into());
-    let main = fs::canonicalize(program.command[0]).ok();
+    let main = fs::canonicalize(&program.command[0]).ok();
     let name = path.file_name()?.to_str()?;
     let is_compared = main.is_some_and(|main| main.file_name() == path.file_name())
         || program.libraries.iter().any(|library| name.starts_with(library));
     is_compared.then(|| name.to_owned())
 }
 
-fn record(
-    trapline: &Path,
-    program: &Program,
-    folder: &Folder,
-    around: &Surroundings,
-    options: &[&str],
-) -> Result<Trace> {
+fn record(trapline: &Path, program: &Ready, folder: &Folder, around: &Surroundings, options: &[&str]) -> Result<Trace> {
     let file = folder.path.join("trace");
     let mut words: Vec<OsString> =
         vec![trapline.into(), "record".into(), "--quiet".into(), "-o".into(), file.clone().into()];
@@ -205,7 +236,7 @@ fn record(
     );
     words.extend(options.iter().map(OsString::from));
     words.push("--".into());
-    around.execute(&words, program.command)?;
+    around.execute(&words, &program.command)?;
     let report = ask(trapline, "report", &file)?;
     let mut trace = Trace::default();
     for function in list(&report)? {
@@ -250,7 +281,7 @@ fn list(answer: &Value) -> Result<&Vec<Value>> {
 /// Functions in sections of their own (`.init`, `.fini`). Callgrind assigns to a file what lies in its `.text`, and counts nothing of these.
 const OUTSIDE_OF_TEXT: [&str; 2] = ["_init", "_fini"];
 
-fn place(program: &Program, function: &Value) -> Result<Option<(String, u64)>> {
+fn place(program: &Ready, function: &Value) -> Result<Option<(String, u64)>> {
     if OUTSIDE_OF_TEXT.iter().any(|name| function["name"] == *name) {
         return Ok(None);
     }

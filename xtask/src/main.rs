@@ -57,7 +57,7 @@ fn carry_out(verb: Verb) -> Result<ExitCode> {
         Verb::Lint(selection) => Ok(runner::run_all(&steps::select(steps::LINT, selection))),
         Verb::Bench(arguments) => bench(&arguments),
         Verb::KernelTest(asked) => kernel::test(asked),
-        Verb::Fidelity(programs) => fidelity::run(&programs),
+        Verb::Fidelity { programs, is_narrow } => fidelity::run(&programs, is_narrow),
         Verb::Consumers(names) => consumers::run(&names),
         Verb::BenchPeers(asked) => peers::run(&asked),
     }

@@ -48,7 +48,10 @@ const ENVIRONMENT: &[(&str, &str)] = &[
 /// Where mappings of the interpreted program begin: above 2^30, where those of programs on the processor are. Valgrind takes no more than 2^33.
 const FIRST_ADDRESS: u64 = 0x1_4000_0000;
 
-/// The bits of addresses that are made the same. At most so much is added to [`FIRST_ADDRESS`].
+/// The same at 32 bit.
+const FIRST_NARROW_ADDRESS: u64 = 0x1000_0000;
+
+/// The bits of addresses that are made the same. At most so much is added to the first address.
 const SAME_BITS: u64 = (1 << 24) - 1;
 
 /// See the module's text.
@@ -59,22 +62,29 @@ pub(super) struct Surroundings {
     environment: Vec<String>,
     /// Of the interpreted program's mappings.
     first_address: u64,
+    /// Variables that the programs need beside [`ENVIRONMENT`].
+    more: Vec<(String, String)>,
 }
 
 impl Surroundings {
-    /// Finds out what valgrind makes of the environment. Programs run in `folder`.
-    pub(super) fn new(folder: &Path) -> Result<Self> {
+    /// Finds out what valgrind makes of the environment, to which `more` belongs. Programs run in `folder`; if they are `narrow`, they are 32-bit programs.
+    pub(super) fn new(folder: &Path, is_narrow: bool, more: Vec<(String, String)>) -> Result<Self> {
         let mut surroundings =
-            Self { folder: folder.to_owned(), environment: Vec::new(), first_address: FIRST_ADDRESS };
-        let printed = surroundings.interpret(&["/usr/bin/env", "-0"], Path::new("/dev/null"))?;
+            Self { folder: folder.to_owned(), environment: Vec::new(), first_address: FIRST_ADDRESS, more };
+        let printed = surroundings.interpret(&["/usr/bin/env".to_owned(), "-0".to_owned()], Path::new("/dev/null"))?;
         let printed = String::from_utf8(printed).context("the environment under callgrind is not UTF-8")?;
-        surroundings.environment = printed.split_terminator('\0').map(str::to_owned).collect();
+        // What it preloads is for the width of the program, here that of `env`.
+        let (wide, of_width) = ("amd64-linux", if is_narrow { "x86-linux" } else { "amd64-linux" });
+        surroundings.environment = printed.split_terminator('\0').map(|word| word.replace(wide, of_width)).collect();
+        if is_narrow {
+            surroundings.first_address = FIRST_NARROW_ADDRESS;
+        }
         Ok(surroundings)
     }
 
     /// Moves the interpreted program's mappings, and with them its heap, so that `command`, which prints where its heap begins, prints the same in both
     /// runs, as far as [`SAME_BITS`].
-    pub(super) fn with_heap_of(mut self, command: &[&str]) -> Result<Self> {
+    pub(super) fn with_heap_of(mut self, command: &[String]) -> Result<Self> {
         let on_processor = address(&self.execute(&[], command)?)?;
         let interpreted = address(&self.interpret(command, Path::new("/dev/null"))?)?;
         self.first_address += on_processor.wrapping_sub(interpreted) & SAME_BITS;
@@ -87,7 +97,7 @@ impl Surroundings {
     }
 
     /// Runs a program in callgrind, which writes its counts to `file`; gives the program's output.
-    pub(super) fn interpret(&self, program: &[&str], file: &Path) -> Result<Vec<u8>> {
+    pub(super) fn interpret(&self, program: &[String], file: &Path) -> Result<Vec<u8>> {
         let mut out: OsString = "--callgrind-out-file=".into();
         out.push(file);
         let mut words: Vec<OsString> = FIXED.iter().chain(&CALLGRIND).map(OsString::from).collect();
@@ -96,16 +106,17 @@ impl Surroundings {
     }
 
     /// Runs a program on the processor, by a recorder's command or by none.
-    pub(super) fn execute(&self, recorder: &[OsString], program: &[&str]) -> Result<Vec<u8>> {
+    pub(super) fn execute(&self, recorder: &[OsString], program: &[String]) -> Result<Vec<u8>> {
         let words: Vec<OsString> = LIKE_VALGRIND.iter().map(OsString::from).collect();
         let variables = self.environment.iter().map(OsString::from);
         let words: Vec<OsString> = words.into_iter().chain(variables).chain(recorder.iter().cloned()).collect();
         self.run(&words, program, "trapline")
     }
 
-    fn run(&self, before: &[OsString], program: &[&str], by: &str) -> Result<Vec<u8>> {
+    fn run(&self, before: &[OsString], program: &[String], by: &str) -> Result<Vec<u8>> {
         let mut command = Command::new(&before[0]);
         command.args(&before[1..]).args(program).env_clear().envs(ENVIRONMENT.iter().copied());
+        command.envs(self.more.iter().map(|(name, value)| (name, value)));
         command.current_dir(&self.folder).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         finish(command, &format!("{} under {by}", program[0]))
     }
