@@ -100,8 +100,8 @@ pub const fn frame_slot(frame: u64) -> u64 {
 /// 0 return address | 4 shadow of the frame outside | 8 slot, or 0 when it has returned | 12 depth, and what the function pops
 /// ```
 ///
-/// [`Thread::position`](super::Thread::position) and [`Thread::chunks_used`](super::Thread::chunks_used) are the halves of one word, in this order, and
-/// [`Thread::blocks`](super::Thread::blocks) is not used by the entries: the table is as quick.
+/// [`Thread::position`] and [`Thread::chunks_used`] are the halves of one word, in this order, and
+/// [`Thread::blocks`] is not used by the entries: the table is as quick.
 pub mod narrow {
     /// See [`BLOCK_SHIFT`](super::BLOCK_SHIFT).
     pub const BLOCK_SHIFT: u32 = 16;

@@ -36,7 +36,6 @@ use crate::{
         ptrace::{self, Stop},
         shared,
         spawn::{self, Inbox},
-        width,
     },
     toggle::Toggler,
 };
@@ -478,19 +477,6 @@ impl<'a> Tracer<'a> {
         let space = self.tasks.get(&tid).and_then(|task| task.space).and_then(|space| self.spaces.get(&space));
         let (Some(toggler), Some(space)) = (&self.toggler, space) else { return false };
         ptrace::is_breakpoint(tid).unwrap_or(false) && toggler.rewound(tid, space)
-    }
-
-    /// Whether a 32-bit thread failed in the agent because it has lost its segment: then it has it again.
-    fn has_lost_segment(&self, tid: Tid) -> bool {
-        let Some((task, pointer)) = self.tasks.get(&tid).and_then(|task| Some((task, task.given?))) else {
-            return false;
-        };
-        let space = task.space.and_then(|space| self.spaces.get(&space));
-        let Ok(mut registers) = ptrace::registers(tid) else { return false };
-        let is_in_agent = |space: &Space| space.code.iter().any(|code| code.contains(Addr::new(registers.rip)));
-        width::has_lost_segment(&registers)
-            && space.is_some_and(is_in_agent)
-            && width::give_pointer(tid, &mut registers, Some(pointer)).is_ok()
     }
 
     fn toggle(&mut self) {

@@ -477,6 +477,19 @@ impl Tracer<'_> {
         }
     }
 
+    /// Whether a 32-bit thread failed in the agent because it has lost its segment: then it has it again.
+    pub(super) fn has_lost_segment(&self, tid: Tid) -> bool {
+        let Some((task, pointer)) = self.tasks.get(&tid).and_then(|task| Some((task, task.given?))) else {
+            return false;
+        };
+        let space = task.space.and_then(|space| self.spaces.get(&space));
+        let Ok(mut registers) = ptrace::registers(tid) else { return false };
+        let is_in_agent = |space: &Space| space.code.iter().any(|code| code.contains(Addr::new(registers.rip)));
+        width::has_lost_segment(&registers)
+            && space.is_some_and(is_in_agent)
+            && width::give_pointer(tid, &mut registers, Some(pointer)).is_ok()
+    }
+
     /// Gives a new thread a pointer to its state, if threads of its process need one.
     pub(super) fn begin_thread(&mut self, tid: Tid) -> std::io::Result<()> {
         let task = self.tasks.get(&tid).filter(|task| task.is_to_be_given);
