@@ -22,6 +22,9 @@ use trapline_testsuite::{
 /// Recordings of each program.
 const ATTACHES: u64 = 5;
 
+/// How long a recording may take, its start and its end included.
+const ROUND: Duration = Duration::from_secs(2);
+
 /// How long threads may take to go on that were let go.
 const SETTLING: Duration = Duration::from_secs(10);
 
@@ -54,7 +57,9 @@ impl Target {
         let scratch = Scratch::new();
         let mut words = program.build(Optimised::Yes, scratch.path());
         words.splice(1..1, arguments.iter().map(Into::into));
-        let running = Command::new(&words, scratch.path()).patience(run::PATIENCE * 4).start();
+        // As long as all recordings may take.
+        let patience = run::PATIENCE * 4 + ROUND * u32::try_from(number("TRAPLINE_ATTACHES", ATTACHES)).unwrap_or(0);
+        let running = Command::new(&words, scratch.path()).patience(patience).start();
         run::wait_for(&scratch.join("ready"));
         Self { scratch, pid: running.pid, running: Some(running) }
     }
