@@ -45,6 +45,53 @@ __attribute__((no_instrument_function)) unsigned long floor_records(void) {
     return floor_turns * a_turn + (unsigned long)(floor_at - floor_buffer) / RECORD_BYTES;
 }
 
+#ifdef __i386__
+#ifdef FLOOR_KEEPS
+#error "only for 64-bit code"
+#endif
+// edx:eax = the time. The next record's place is ecx, which is lost.
+#define NARROW_TEXT(words) #words
+#define NARROW_NUMBER(macro) NARROW_TEXT(macro)
+#define NARROW_NEXT \
+    "add $" NARROW_NUMBER(RECORD_BYTES) ", %ecx\n cmp %gs:floor_end@ntpoff, %ecx\n jae 2f\n1: mov %ecx, %gs:floor_at@ntpoff\n"
+#define NARROW_AGAIN "2: mov %gs:floor_buffer@ntpoff, %ecx\n incl %gs:floor_turns@ntpoff\n jmp 1b\n"
+
+#ifdef FLOOR_PAIR
+__asm__(".text\n .p2align 6\n .globl __fentry__\n .type __fentry__, @function\n"
+        "__fentry__:\n"
+        " push %eax\n push %ecx\n push %edx\n rdtsc\n"
+        " mov %gs:floor_frame@ntpoff, %ecx\n"
+        " mov %eax, 8(%ecx)\n mov %edx, 12(%ecx)\n"
+        " mov 16(%esp), %eax\n mov %eax, (%ecx)\n"
+        " mov 12(%esp), %eax\n mov %eax, 4(%ecx)\n"
+        " add $24, %ecx\n mov %ecx, %gs:floor_frame@ntpoff\n"
+        " movl $floor_return, 16(%esp)\n"
+        " pop %edx\n pop %ecx\n pop %eax\n ret\n"
+        ".size __fentry__, . - __fentry__\n"
+        ".p2align 6\n .type floor_return, @function\n"
+        "floor_return:\n"
+        " lea -4(%esp), %esp\n push %eax\n push %ecx\n push %edx\n push %esi\n rdtsc\n"
+        " mov %gs:floor_frame@ntpoff, %esi\n sub $24, %esi\n mov %esi, %gs:floor_frame@ntpoff\n"
+        " mov %gs:floor_at@ntpoff, %ecx\n"
+        " sub 8(%esi), %eax\n sbb 12(%esi), %edx\n mov %eax, 16(%ecx)\n mov %edx, 20(%ecx)\n"
+        " mov 8(%esi), %eax\n mov %eax, 8(%ecx)\n mov 12(%esi), %eax\n mov %eax, 12(%ecx)\n"
+        " mov 4(%esi), %eax\n mov %eax, (%ecx)\n"
+        " mov (%esi), %eax\n mov %eax, 16(%esp)\n" NARROW_NEXT
+        " pop %esi\n pop %edx\n pop %ecx\n pop %eax\n lea 4(%esp), %esp\n"
+        // Not `ret`, as below. A signal handler would spoil it; there are none.
+        " jmp *-4(%esp)\n" NARROW_AGAIN
+        ".size floor_return, . - floor_return\n");
+#else
+__asm__(".text\n .p2align 6\n .globl __fentry__\n .type __fentry__, @function\n"
+        "__fentry__:\n"
+        " push %eax\n push %ecx\n push %edx\n rdtsc\n"
+        " mov %gs:floor_at@ntpoff, %ecx\n"
+        " mov %eax, 8(%ecx)\n mov %edx, 12(%ecx)\n"
+        " mov 12(%esp), %edx\n mov %edx, (%ecx)\n" NARROW_NEXT
+        " pop %edx\n pop %ecx\n pop %eax\n ret\n" NARROW_AGAIN
+        ".size __fentry__, . - __fentry__\n");
+#endif
+#else
 #define TEXT(words) #words
 #define NUMBER(macro) TEXT(macro)
 // rax = the time; rdx is lost.
@@ -92,4 +139,5 @@ __asm__(".text\n .p2align 6\n .globl __fentry__\n .type __fentry__, @function\n"
         " mov %rax, 8(%rcx)\n" NEXT
         " pop %rdx\n pop %rcx\n pop %rax\n" BACK AGAIN
         ".size __fentry__, . - __fentry__\n");
+#endif
 #endif

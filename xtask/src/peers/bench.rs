@@ -40,10 +40,16 @@ pub(super) enum Flavour {
     KeptFloorEntry,
     /// The same of an entry and an exit.
     KeptFloorPair,
+    /// As stock code, for i386.
+    Narrow,
+    /// The floor of an entry, for i386.
+    NarrowFloorEntry,
+    /// The same of an entry and an exit.
+    NarrowFloorPair,
 }
 
 impl Flavour {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 12] = [
         Self::Stock,
         Self::Fentry,
         Self::FentryNops,
@@ -53,13 +59,22 @@ impl Flavour {
         Self::FloorPair,
         Self::KeptFloorEntry,
         Self::KeptFloorPair,
+        Self::Narrow,
+        Self::NarrowFloorEntry,
+        Self::NarrowFloorPair,
     ];
+
+    /// Whether it is 32-bit code.
+    pub(super) const fn is_narrow(self) -> bool {
+        matches!(self, Self::Narrow | Self::NarrowFloorEntry | Self::NarrowFloorPair)
+    }
 
     /// What the program is without what was added to it: this, less what nobody traces, is what a tracer costs.
     pub(super) const fn untraced(self) -> Self {
         match self {
             Self::FloorEntry | Self::FloorPair => Self::Stock,
             Self::KeptFloorEntry | Self::KeptFloorPair => Self::Fentry,
+            Self::NarrowFloorEntry | Self::NarrowFloorPair => Self::Narrow,
             own => own,
         }
     }
@@ -74,6 +89,8 @@ impl Flavour {
             Self::FentryNops => "-O2 -pg -mfentry -mnop-mcount",
             Self::Patchable => "-O2 -fpatchable-function-entry=5",
             Self::Sleds => "-O2 -fxray-instrument",
+            Self::Narrow => "-O2 -m32",
+            Self::NarrowFloorEntry | Self::NarrowFloorPair => "-O2 -m32 -pg -mfentry",
         }
     }
 
@@ -88,14 +105,17 @@ impl Flavour {
             Self::FloorPair => "floor-pair",
             Self::KeptFloorEntry => "kept-floor-entry",
             Self::KeptFloorPair => "kept-floor-pair",
+            Self::Narrow => "narrow",
+            Self::NarrowFloorEntry => "narrow-floor-entry",
+            Self::NarrowFloorPair => "narrow-floor-pair",
         }
     }
 
     /// Compiler, and what it compiles to one program: sources and options.
     fn recipe(self) -> (&'static str, Vec<(&'static str, Vec<&'static str>)>) {
-        // Position-independent code has no nops in place of `__fentry__`.
+        // Position-independent code has no nops in place of `__fentry__`, and none of it at 32 bit.
         let own: &[&str] = match self {
-            Self::FentryNops => &["-fno-pie"],
+            Self::FentryNops | Self::NarrowFloorEntry | Self::NarrowFloorPair => &["-fno-pie"],
             Self::Sleds => &["-fxray-instruction-threshold=1"],
             _ => &[],
         };
@@ -106,6 +126,8 @@ impl Flavour {
             Self::FloorPair => Some(("floor.c", vec!["-O2", "-DFLOOR_PAIR"])),
             Self::KeptFloorEntry => Some(("floor.c", vec!["-O2", "-DFLOOR_KEEPS"])),
             Self::KeptFloorPair => Some(("floor.c", vec!["-O2", "-DFLOOR_PAIR", "-DFLOOR_KEEPS"])),
+            Self::NarrowFloorEntry => Some(("floor.c", vec!["-O2", "-m32", "-fno-pie"])),
+            Self::NarrowFloorPair => Some(("floor.c", vec!["-O2", "-m32", "-fno-pie", "-DFLOOR_PAIR"])),
             _ => None,
         };
         let compiler = if self == Self::Sleds { "clang" } else { "gcc" };
@@ -161,8 +183,11 @@ impl Bench {
         let object = |name: &str| self.folder.join(format!("{}-{name}.o", flavour.file_name()));
         let mut link = Command::new(compiler);
         // Not with `-pg`: that would have the C library profile the program.
-        if flavour == Flavour::FentryNops {
+        if matches!(flavour, Flavour::FentryNops | Flavour::NarrowFloorEntry | Flavour::NarrowFloorPair) {
             link.arg("-no-pie");
+        }
+        if flavour.is_narrow() {
+            link.arg("-m32");
         }
         if flavour == Flavour::Sleds {
             link.arg("-fxray-instrument");

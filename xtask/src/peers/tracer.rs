@@ -92,9 +92,12 @@ pub(super) const fn bare(flavour: Flavour) -> Row {
 }
 
 /// All rows, the floors first.
-pub(super) const ROWS: [Row; 26] = {
+pub(super) const ROWS: [Row; 31] = {
     use Events::{Entry, Off, Pair};
-    use Flavour::{Fentry, FentryNops, FloorEntry, FloorPair, KeptFloorEntry, KeptFloorPair, Patchable, Sleds, Stock};
+    use Flavour::{
+        Fentry, FentryNops, FloorEntry, FloorPair, KeptFloorEntry, KeptFloorPair, Narrow, NarrowFloorEntry,
+        NarrowFloorPair, Patchable, Sleds, Stock,
+    };
     use Tool::{Bpftrace, Floor, Frida, Nobody, Trapline, Uftrace, Xray};
     const RECORD: &str = "trapline record";
     const ENTRIES: &str = "trapline record --no-returns";
@@ -103,7 +106,9 @@ pub(super) const ROWS: [Row; 26] = {
     [
         row(Floor, "floor", Pair, FloorPair, &[], 1),
         row(Floor, KEPT, Pair, KeptFloorPair, &[], 1),
+        row(Floor, "floor", Pair, NarrowFloorPair, &[], 1),
         row(Trapline, RECORD, Pair, Stock, &[], 1),
+        row(Trapline, RECORD, Pair, Narrow, &[], 1),
         row(Trapline, RECORD, Pair, Fentry, &[], 1),
         row(Trapline, RECORD, Pair, FentryNops, &[], 1),
         row(Trapline, RECORD, Pair, Patchable, &[], 1),
@@ -116,11 +121,14 @@ pub(super) const ROWS: [Row; 26] = {
         row(Bpftrace, "bpftrace, uprobe and uretprobe", Pair, Stock, &[], 50),
         row(Floor, "floor", Entry, FloorEntry, &[], 1),
         row(Floor, KEPT, Entry, KeptFloorEntry, &[], 1),
+        row(Floor, "floor", Entry, NarrowFloorEntry, &[], 1),
         row(Trapline, ENTRIES, Entry, Stock, &["--no-returns"], 1),
+        row(Trapline, ENTRIES, Entry, Narrow, &["--no-returns"], 1),
         row(Trapline, ENTRIES, Entry, Fentry, &["--no-returns"], 1),
         row(Trapline, ENTRIES, Entry, Patchable, &["--no-returns"], 1),
         row(Bpftrace, "bpftrace, uprobe", Entry, Stock, &[], 50),
         row(Trapline, OFF, Off, Stock, &["--start-off"], 1),
+        row(Trapline, OFF, Off, Narrow, &["--start-off"], 1),
         row(Trapline, OFF, Off, Fentry, &["--start-off"], 1),
         row(Trapline, OFF, Off, Patchable, &["--start-off"], 1),
         // It heeds the option only beside a trigger.
@@ -134,7 +142,10 @@ pub(super) const ROWS: [Row; 26] = {
 impl Row {
     /// Whether this is the row that `other` is divided by.
     pub(super) fn is_floor_of(&self, other: &Self) -> bool {
-        self.tool == Tool::Floor && self.events == other.events && self.keeps_hook() == other.keeps_hook()
+        self.tool == Tool::Floor
+            && self.events == other.events
+            && self.keeps_hook() == other.keeps_hook()
+            && self.flavour.is_narrow() == other.flavour.is_narrow()
     }
 
     /// Whether the C library's `__fentry__` is called all the same. uftrace replaces it.
