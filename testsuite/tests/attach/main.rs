@@ -95,7 +95,7 @@ impl Target {
     fn finish(mut self) {
         fs::write(self.scratch.join("over"), "").expect("a folder of our own");
         // The others look for the file.
-        if self.scratch.join("attached").exists() {
+        if ["attached", "many_functions"].iter().any(|name| self.scratch.join(name).exists()) {
             run::signal("TERM", &self.pid.to_string());
         }
         let outcome = self.running.take().expect("it runs").finish();
@@ -157,6 +157,20 @@ fn panics_all_the_time() {
 #[test]
 fn four_hundred_threads() {
     check(&ATTACHED, &["paced", "400"], Own::Nothing, &[]);
+}
+
+/// Functions without end, and threads that are never at rest.
+const MANY_FUNCTIONS: Program = Program::of(&["many_functions.c"]);
+
+#[test]
+fn ten_thousand_functions_in_sixty_four_busy_threads() {
+    check(&MANY_FUNCTIONS, &["64"], Own::Nothing, &[]);
+}
+
+#[test]
+#[ignore = "how long threads stand still is what it is for: `cargo test --release -p trapline-testsuite --test attach -- --ignored --nocapture`"]
+fn a_hundred_thousand_functions() {
+    check(&MANY_FUNCTIONS.flags(&["-DFUNCTIONS=100000"]), &["4"], Own::Nothing, &[]);
 }
 
 #[test]

@@ -34,5 +34,6 @@ fn wait_sees_own_children_and_no_others() {
 
 #[test]
 fn children_stop_and_go_on_and_are_killed_when_they_have_only_just_begun() {
-    Check::of(Program::of(&["stops.c"])).run();
+    // They are killed anywhere, in the middle of an entry too.
+    Check::of(Program::of(&["stops.c"])).leaves_anywhere().run();
 }

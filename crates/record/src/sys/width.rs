@@ -142,7 +142,7 @@ pub(crate) fn give_pointer(tid: Tid, registers: &mut user_regs_struct, pointer: 
 
 /// Whether a 32-bit thread has lost the segment that it was given: a signal handler that was entered before has returned, and put back what was there then.
 pub(crate) fn has_lost_segment(registers: &user_regs_struct) -> bool {
-    mode_of(registers) == Mode::Bits32 && registers.fs != AGENT_SELECTOR
+    mode_of(registers) == Mode::Bits32 && registers.fs == 0
 }
 
 #[cfg(test)]
