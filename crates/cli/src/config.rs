@@ -189,7 +189,6 @@ mod tests {
         assert!(empty.color.is_none() && empty.pager.is_none() && empty.on_full.is_none() && empty.output.is_none());
     }
 
-    #[cfg(target_arch = "x86_64")]
     #[test]
     fn the_policies_are_those_of_the_option() {
         let command = crate::Arguments::command();
@@ -208,7 +207,7 @@ mod tests {
             .get_subcommands()
             .filter(|verb| verb.get_arguments().any(|option| option.get_default_values() == ["other.data"]));
         let known: Vec<&str> = of_verbs.map(Command::get_name).collect();
-        assert!(["report", "replay", "info", "graph", "export"].iter().all(|verb| known.contains(verb)), "{known:?}");
+        assert!(["report", "replay", "info", "graph", "record"].iter().all(|verb| known.contains(verb)), "{known:?}");
         assert!(
             command
                 .get_subcommands()

@@ -11,7 +11,6 @@ mod cargo;
 mod color;
 mod config;
 mod diff;
-#[cfg(target_arch = "x86_64")]
 mod doctor;
 #[cfg(target_arch = "x86_64")]
 mod export;
@@ -26,7 +25,6 @@ mod pager;
 #[cfg(target_arch = "x86_64")]
 mod partition;
 mod patch;
-#[cfg(target_arch = "x86_64")]
 mod record;
 mod replay;
 mod report;
@@ -82,7 +80,6 @@ trapline records the functions of programs that nobody prepared, without ever sk
 enum Verb {
     Completions(shell::CompletionsArguments),
     Diff(diff::Arguments),
-    #[cfg(target_arch = "x86_64")]
     Doctor(doctor::Arguments),
     #[cfg(target_arch = "x86_64")]
     Export(export::Arguments),
@@ -91,7 +88,6 @@ enum Verb {
     Info(info::Arguments),
     Man(shell::ManArguments),
     Patch(patch::Arguments),
-    #[cfg(target_arch = "x86_64")]
     Record(record::Arguments),
     Replay(replay::Arguments),
     Report(report::Arguments),
@@ -117,7 +113,6 @@ impl Verb {
     /// Whether the status is that of a program that the verb runs.
     fn has_program(&self) -> bool {
         match self {
-            #[cfg(target_arch = "x86_64")]
             Self::Record(arguments) => arguments.has_program(),
             _ => false,
         }
@@ -132,7 +127,6 @@ enum Outcome {
     /// It ran, and the answer is bad.
     Bad,
     /// A program ran, and this is its status.
-    #[cfg(target_arch = "x86_64")]
     Program(u8),
 }
 
@@ -182,7 +176,6 @@ fn main() -> ExitCode {
     match outcome {
         Ok(Outcome::Good) => ExitCode::SUCCESS,
         Ok(Outcome::Bad) => ExitCode::from(BAD),
-        #[cfg(target_arch = "x86_64")]
         Ok(Outcome::Program(status)) => ExitCode::from(status),
         Err(error) => ExitCode::from(teller.failed(&error, arguments.verb.has_program())),
     }
@@ -192,7 +185,6 @@ fn run(verb: &Verb) -> anyhow::Result<Outcome> {
     match verb {
         Verb::Completions(arguments) => shell::completions(arguments),
         Verb::Diff(arguments) => diff::run(arguments),
-        #[cfg(target_arch = "x86_64")]
         Verb::Doctor(arguments) => doctor::run(arguments),
         #[cfg(target_arch = "x86_64")]
         Verb::Export(arguments) => export::run(arguments),
@@ -201,7 +193,6 @@ fn run(verb: &Verb) -> anyhow::Result<Outcome> {
         Verb::Info(arguments) => info::run(arguments),
         Verb::Man(arguments) => shell::man(arguments),
         Verb::Patch(arguments) => patch::run(arguments),
-        #[cfg(target_arch = "x86_64")]
         Verb::Record(arguments) => record::run(arguments),
         Verb::Replay(arguments) => replay::run(arguments),
         Verb::Report(arguments) => report::run(arguments),

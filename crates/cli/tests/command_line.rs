@@ -15,7 +15,6 @@ use trapline_trace::record::Event::{Enter, Exit};
 const VERBS: &[&[&str]] = &[
     &["completions"],
     &["diff"],
-    #[cfg(target_arch = "x86_64")]
     &["doctor"],
     #[cfg(target_arch = "x86_64")]
     &["export"],
@@ -36,7 +35,6 @@ const VERBS: &[&[&str]] = &[
     &["patch", "status"],
     #[cfg(target_arch = "x86_64")]
     &["patch", "symbols"],
-    #[cfg(target_arch = "x86_64")]
     &["record"],
     &["replay"],
     &["report"],

@@ -139,4 +139,6 @@ pub enum NoFunction {
     Plt,
     /// Where signal handlers return to.
     SignalReturn,
+    /// It tells its caller where that is, as compilers' code for i386 has to ask: a call of it that is moved is replaced by what it says.
+    PcThunk,
 }

@@ -11,7 +11,7 @@ use crate::{
     NoFunction,
     discover::Candidate,
     frames::Cfa,
-    plan::Evidence,
+    plan::{Evidence, pc_thunk_at},
     scan::{branch_target, decoder},
 };
 
@@ -23,6 +23,9 @@ impl Evidence<'_, '_> {
         let frame = candidate.frame;
         if frame.is_some_and(|frame| frame.is_signal) {
             return Some(NoFunction::SignalReturn);
+        }
+        if pc_thunk_at(self.elf.mode, text.from(address)).is_some() {
+            return Some(NoFunction::PcThunk);
         }
         if candidate.is_named_part() {
             return (!is_called).then_some(NoFunction::PartName);

@@ -170,9 +170,6 @@ impl Evidence<'_, '_> {
         if candidate.names.iter().any(|name| UNUSUAL.iter().any(|unusual| name.starts_with(unusual))) {
             return Some(Special::Untraced(Reason::UnusualFrame));
         }
-        if pc_thunk_at(self.elf.mode, self.text.from(candidate.address)).is_some() {
-            return Some(Special::Untraced(Reason::PcThunk));
-        }
         if has(&NO_RETURN) || candidate.frame.is_some_and(|frame| frame.has_no_return) {
             return Some(Special::EntryOnly(Reason::NoReturnAddress));
         }

@@ -12,7 +12,6 @@
 //! | `text-relocation` | the dynamic linker changes the bytes |
 //! | `unusual-frame` | it is not entered by a call: its return address is elsewhere |
 //! | `out-of-reach` | the stubs are too far away |
-//! | `pc-thunk` | it tells its caller where that is (i386), and traced functions know that without asking, so calls would be missing |
 //! | `patched` | a live patch has put its jump where ours would be only in part |
 //! | `reads-return-address` | entry only: it looks at its own return address |
 //! | `no-return-address` | entry only: nobody calls it, it has nowhere to return to |
@@ -49,8 +48,6 @@ pub enum Reason {
     UnusualFrame,
     /// The stubs are too far away.
     OutOfReach,
-    /// It returns its return address, and calls of it that are moved are replaced by that.
-    PcThunk,
     /// A live patch's jump is in the way.
     Patched,
     /// Entry only: it looks at its own return address.
@@ -75,7 +72,6 @@ impl Reason {
             Self::TextRelocation => "text-relocation",
             Self::UnusualFrame => "unusual-frame",
             Self::OutOfReach => "out-of-reach",
-            Self::PcThunk => "pc-thunk",
             Self::Patched => "patched",
             Self::ReadsReturnAddress => "reads-return-address",
             Self::NoReturnAddress => "no-return-address",

@@ -40,8 +40,10 @@ use crate::{
 
 const WORD: u64 = 8;
 const AT_IGNORE: u64 = 1;
-const AT_BASE: u64 = libc::AT_BASE;
-const AT_SECURE: u64 = libc::AT_SECURE;
+/// Of the auxiliary vector (getauxval(3)).
+const AT_NULL: u64 = 0;
+const AT_BASE: u64 = 7;
+const AT_SECURE: u64 = 23;
 /// Bytes of what [`report`] is.
 const REPORT_BYTES: usize = 6;
 /// The program counter in that system call, from the first instruction on.
@@ -197,7 +199,7 @@ impl InitialStack {
         let mut auxiliary = HashMap::new();
         loop {
             let (key, value) = (word(next)?, word(next + 1)?);
-            if key == libc::AT_NULL {
+            if key == AT_NULL {
                 return Ok(Self { at, vectors, environment, auxiliary });
             }
             auxiliary.insert(key, value);
@@ -251,6 +253,9 @@ fn check_debug_state(memory: &Memory, debug_state: Addr) -> Result<[u8; REPORT_B
 pub(crate) fn prepare(tid: Tid, agent: Option<&str>, linkers: &mut Linkers) -> Result<NewImage, Untraceable> {
     let registers = ptrace::registers(tid)?;
     let mode = width::mode_of(&registers);
+    if width::is_too_wide(width::mode_of_program(tid)) {
+        return Err(Untraceable(width::TOO_WIDE.to_owned()));
+    }
     let memory = Memory::open(tid)?;
     let stack = InitialStack::read(mode, &memory, Addr::new(registers.rsp))?;
     if stack.auxiliary(AT_SECURE) != 0 {

@@ -5,7 +5,13 @@
 //! recorder that died meanwhile; one that lives sets the registers itself. Source: `struct rt_sigframe` (arch/x86/include/asm/sigframe.h), `struct sigcontext`
 //! and `struct _fpx_sw_bytes` (uapi/asm/sigcontext.h).
 
+#[cfg(target_arch = "x86")]
+use std::arch::x86::__cpuid_count;
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::__cpuid_count;
+
 use trapline_engine::Addr;
+use trapline_process::quiesce::ThreadRegisters;
 
 /// A frame, and where it goes. The stack pointer has to be there when `ret` is executed.
 #[derive(Debug)]
@@ -32,7 +38,7 @@ const FEATURES: u64 = 0x2ff;
 /// The frame of a thread with these registers, that blocks these signals. `xstate` is the area that XSAVE would write (`NT_X86_XSTATE`), `state_bytes`
 /// how much of it belongs to [`FEATURES`].
 pub(crate) fn signal_frame(
-    registers: &libc::user_regs_struct,
+    registers: &ThreadRegisters,
     signal_mask: u64,
     sigreturn: Addr,
     xstate: &[u8],
@@ -124,7 +130,7 @@ pub(crate) fn state_bytes(xstate: &[u8]) -> usize {
     let enabled = enabled & FEATURES;
     let ends = (2..64_u32).filter(|feature| enabled >> feature & 1 == 1).map(|feature| {
         // Size and offset (SDM volume 1, "Determining the XSAVE Managed Feature States").
-        let about = std::arch::x86_64::__cpuid_count(0xd, feature);
+        let about = __cpuid_count(0xd, feature);
         about.eax as usize + about.ebx as usize
     });
     ends.max().unwrap_or(0).max(FIRST_BYTES).min(xstate.len())
@@ -137,7 +143,7 @@ mod tests {
     #[test]
     fn a_frame_lies_as_the_kernel_would_have_it() {
         // SAFETY: plain numbers, for which zero is a value.
-        let mut registers: libc::user_regs_struct = unsafe { std::mem::zeroed() };
+        let mut registers: ThreadRegisters = unsafe { std::mem::zeroed() };
         (registers.rsp, registers.rip, registers.rax) = (0x7fff_0000_1238, 0x1234, 77);
         let frame = signal_frame(&registers, 5, Addr::new(0x4000), &[0; 832], 832);
         assert_eq!(frame.at.value() % 16, 8);

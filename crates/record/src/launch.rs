@@ -23,7 +23,7 @@ use crate::{
     agent::Agent,
     arm::NO_NARROW_AGENT,
     error::{Doing, Error},
-    sys::spawn,
+    sys::{spawn, width},
 };
 
 /// A program that can be started.
@@ -117,6 +117,9 @@ fn check(path: &Path, scripts: u32) -> Result<(), Error> {
         );
     }
     let Ok(file) = object::File::parse(&*bytes) else { return cannot_execute("its ELF headers are broken") };
+    if width::is_too_wide(if file.is_64() { Mode::Bits64 } else { Mode::Bits32 }) {
+        return cannot_trace(width::TOO_WIDE);
+    }
     if !file.is_64() && Agent::injected(Mode::Bits32).is_none() {
         return cannot_trace(NO_NARROW_AGENT);
     }

@@ -18,7 +18,7 @@ use std::{collections::HashMap, fs::File, io, mem::offset_of, os::unix::fs::File
 use trapline_abi::agent::{Config, Detour};
 use trapline_engine::{Addr, AddrRange, Mode};
 use trapline_image::Write;
-use trapline_process::quiesce::{OtherProcess, RangeSet};
+use trapline_process::quiesce::{OtherProcess, RangeSet, ThreadRegisters};
 
 use crate::{
     exec::Untraceable,
@@ -168,7 +168,7 @@ impl Footprint {
     /// Where a thread with these registers is, which become what it has outside of our code if it can be moved out of it.
     fn led_out(
         &self,
-        registers: &mut libc::user_regs_struct,
+        registers: &mut ThreadRegisters,
         memory: &Memory,
         places: &mut Option<Places>,
     ) -> io::Result<Place> {
@@ -194,7 +194,7 @@ impl Footprint {
     }
 
     /// Has a thread go on that is held for an unwinder that has just begun: that asks about itself first, and has the return address of its caller somewhere.
-    fn let_begin(&self, tid: Tid, registers: &mut libc::user_regs_struct, memory: &Memory) -> io::Result<()> {
+    fn let_begin(&self, tid: Tid, registers: &mut ThreadRegisters, memory: &Memory) -> io::Result<()> {
         let has_asked = self.agent.asked.contains(Addr::new(registers.rip));
         if has_asked && self.is_in_unwinder(Addr::new(first_argument(registers, memory)?)) {
             registers.rip = find_fde(registers, memory)?.value();
@@ -210,7 +210,7 @@ impl Footprint {
     /// Who of these threads, none of which is in our code, comes back to us, or may be in an unwinder that has read a slot that is hooked.
     fn inside(
         &self,
-        threads: &[(Tid, libc::user_regs_struct)],
+        threads: &[(Tid, ThreadRegisters)],
         memory: &Memory,
         mappings: &[Mapping],
     ) -> io::Result<Vec<Inside>> {
@@ -230,7 +230,7 @@ impl Footprint {
 
     /// Whether a stopped thread may be in what an unwinder calls while it holds an address that it has read from a slot: the search for unwind information,
     /// which the C library and the dynamic linker do the first part of. It is for a moment only, unless it waits for a lock.
-    fn may_work_for_unwinder(&self, registers: &libc::user_regs_struct, memory: &Memory, mappings: &[Mapping]) -> bool {
+    fn may_work_for_unwinder(&self, registers: &ThreadRegisters, memory: &Memory, mappings: &[Mapping]) -> bool {
         /// What the frames below an unwinder's need at most: the dynamic linker saves all vector registers while it looks for a function.
         const NEAR_BYTES: u64 = 8192;
         if self.unwinders.is_empty() || (width::call_of(registers) >= 0 && !waits_for_lock(registers)) {
@@ -368,7 +368,7 @@ pub(crate) fn requeue(tid: Tid, signals: &[i32]) {
 }
 
 /// Whether a thread is one of the kernel's own in the process (`io_uring`), which never runs its code.
-pub(crate) fn is_kernels(registers: &libc::user_regs_struct) -> bool {
+pub(crate) fn is_kernels(registers: &ThreadRegisters) -> bool {
     registers.rip == 0 && registers.rsp == 0
 }
 
@@ -385,7 +385,7 @@ pub(crate) fn worker(threads: &[Tid]) -> Tid {
 }
 
 /// Where a thread goes on that is held with these registers: the stub of `_Unwind_Find_FDE`.
-fn find_fde(registers: &libc::user_regs_struct, memory: &Memory) -> io::Result<Addr> {
+fn find_fde(registers: &ThreadRegisters, memory: &Memory) -> io::Result<Addr> {
     let detour = match width::mode_of(registers) {
         Mode::Bits32 => Addr::new(registers.rdx),
         Mode::Bits64 => Addr::new(registers.r10),
@@ -394,7 +394,7 @@ fn find_fde(registers: &libc::user_regs_struct, memory: &Memory) -> io::Result<A
 }
 
 /// The first argument of a function that a thread is at the beginning of.
-fn first_argument(registers: &libc::user_regs_struct, memory: &Memory) -> io::Result<u64> {
+fn first_argument(registers: &ThreadRegisters, memory: &Memory) -> io::Result<u64> {
     let mode = width::mode_of(registers);
     match mode {
         Mode::Bits32 => memory.read_pointer(mode, Addr::new(registers.rsp).after(4)),
@@ -409,7 +409,7 @@ fn words_of(mode: Mode, bytes: &[u8]) -> impl Iterator<Item = u64> {
 }
 
 /// Whether the system call that a thread is in is one by which the C library waits for a lock of its own.
-fn waits_for_lock(registers: &libc::user_regs_struct) -> bool {
+fn waits_for_lock(registers: &ThreadRegisters) -> bool {
     let command = libc::c_int::try_from(width::second_argument(registers) & 0x7f).unwrap_or(-1);
     let futex = width::call_number(width::mode_of(registers), libc::SYS_futex);
     u64::try_from(width::call_of(registers)).ok() == futex && command == libc::FUTEX_WAIT

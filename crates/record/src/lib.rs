@@ -14,6 +14,11 @@
 //! may use ptrace, the drain's the only one that writes the trace. Unsafe code lives in `sys` alone. Invariants: no page of the target is ever writable
 //! and executable (I8); every function is armed or listed with the reason (I7); a target whose recorder dies runs on.
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
+#![cfg_attr(target_arch = "x86", allow(dead_code, reason = "live patches need more, and are for 64-bit processes"))]
+#![cfg_attr(
+    target_arch = "x86",
+    allow(clippy::useless_conversion, reason = "a C `long` has no more bits than an `int`")
+)]
 
 pub mod agent;
 mod arm;
@@ -26,6 +31,7 @@ mod handing;
 mod inject;
 mod launch;
 mod leave;
+#[cfg(target_arch = "x86_64")]
 pub mod live;
 pub mod machine;
 mod narrow_frame;

@@ -4,6 +4,7 @@
 //! (uapi/asm/sigcontext.h). The kernel takes the x87's registers from the older area in front of the one that XSAVE writes.
 
 use trapline_engine::Addr;
+use trapline_process::quiesce::ThreadRegisters;
 
 use crate::frame::{SignalFrame, extended_state};
 
@@ -14,7 +15,7 @@ const FSAVE_BYTES: usize = 112;
 
 /// The frame of a thread with these registers; see [`frame::signal_frame`](crate::frame::signal_frame).
 pub(crate) fn signal_frame(
-    registers: &libc::user_regs_struct,
+    registers: &ThreadRegisters,
     signal_mask: u64,
     sigreturn: Addr,
     xstate: &[u8],
@@ -85,7 +86,7 @@ mod tests {
     #[test]
     fn a_frame_lies_as_the_kernel_would_have_it() {
         // SAFETY: plain numbers, for which zero is a value.
-        let mut registers: libc::user_regs_struct = unsafe { std::mem::zeroed() };
+        let mut registers: ThreadRegisters = unsafe { std::mem::zeroed() };
         (registers.rsp, registers.rip, registers.rax, registers.rbx) = (0xffff_1234, 0x1234, 77, 78);
         let mut xstate = [0; 832];
         // Of the x87: registers 0 and 7 are used.

@@ -13,7 +13,6 @@ use trapline_trace::{Load, Unload};
 use crate::{
     drain::Drain,
     exec::Untraceable,
-    live,
     remote::Remote,
     space::{SharedMapping, Space},
     sys::{
@@ -52,7 +51,11 @@ impl Pending {
     pub(crate) fn new(mode: Mode, memory: Arc<Memory>, mappings: Vec<Mapping>, last_area: u64) -> Self {
         Self {
             mode,
-            diverted: live::diverted(&memory, &mappings),
+            #[cfg(target_arch = "x86_64")]
+            diverted: crate::live::diverted(&memory, &mappings),
+            // There are no live patches of 32-bit processes.
+            #[cfg(target_arch = "x86")]
+            diverted: Vec::new(),
             memory,
             mappings,
             to_map: Vec::new(),

@@ -18,7 +18,7 @@ use trapline_engine::Mode;
 use crate::{
     agent::Agent,
     arm::NO_NARROW_AGENT,
-    sys::{Tid, spawn},
+    sys::{Tid, spawn, width},
 };
 
 /// Why a process cannot be recorded. The text says what to do.
@@ -74,6 +74,8 @@ pub enum Refusal {
     Forbidden,
     /// The kernel lets nobody change code, not even who traces.
     CodeForbidden,
+    /// It is a 64-bit program, and we are none.
+    Bits64,
     /// It is a 32-bit program.
     Bits32,
     /// It has no dynamic linker.
@@ -130,6 +132,7 @@ impl fmt::Display for Refusal {
             Self::CodeForbidden => f.write_str(
                 "the kernel does not let even a tracer change code through /proc/PID/mem; boot it with proc_mem.force_override=ptrace",
             ),
+            Self::Bits64 => f.write_str(width::TOO_WIDE),
             Self::Bits32 => f.write_str(NO_NARROW_AGENT),
             Self::Static => f.write_str("it is linked statically, which this version cannot record; link it dynamically"),
             Self::Go => f.write_str("it is a Go program, whose stacks move; this version cannot record those"),
@@ -166,6 +169,7 @@ impl Refusal {
             Self::PtraceScope { .. } => "ptrace-scope",
             Self::Forbidden => "forbidden",
             Self::CodeForbidden => "code-forbidden",
+            Self::Bits64 => "64-bit",
             Self::Bits32 => "32-bit",
             Self::Static => "static",
             Self::Go => "go",
@@ -325,6 +329,9 @@ fn is_kernel_thread(pid: Tid) -> bool {
 fn of_program(path: &Path) -> Option<Refusal> {
     let bytes = fs::read(path).ok()?;
     if FileKind::parse(&*bytes) != Ok(FileKind::Elf32) {
+        if width::is_too_wide(Mode::Bits64) {
+            return Some(Refusal::Bits64);
+        }
         return of_headers::<elf::FileHeader64<Endianness>>(&bytes);
     }
     if Agent::injected(Mode::Bits32).is_none() {

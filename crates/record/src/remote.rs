@@ -13,6 +13,7 @@ use std::{
 
 use trapline_abi::agent::{Call, Config, ErrandRegisters};
 use trapline_engine::{Addr, Mode};
+use trapline_process::quiesce::ThreadRegisters;
 
 use crate::{
     frame,
@@ -32,7 +33,7 @@ pub(crate) struct Remote {
     tid: Tid,
     mode: Mode,
     /// What the thread goes on with.
-    pub(crate) registers: libc::user_regs_struct,
+    pub(crate) registers: ThreadRegisters,
     syscall_insn: Addr,
     /// Where the stack pointer is during a system call, from where it was.
     stack_offset: i64,
@@ -266,8 +267,11 @@ impl Remote {
 
     /// Whether the thread is about to leave the frame of [`call`](Self::call).
     fn is_returning(&self, frame: Addr) -> io::Result<bool> {
-        let is_sigreturn =
-            ptrace::syscall_stop(self.tid)? == SyscallStop::Entry(libc::SYS_rt_sigreturn.cast_unsigned());
+        let sigreturn = width::call_number(self.mode, libc::SYS_rt_sigreturn);
+        let is_sigreturn = match ptrace::syscall_stop(self.tid)? {
+            SyscallStop::Entry(entered) => Some(entered) == sigreturn,
+            _ => false,
+        };
         Ok(is_sigreturn && ptrace::registers(self.tid)?.rsp == frame.after(8).value())
     }
 
@@ -340,7 +344,7 @@ impl Drop for Remote {
 
 /// Winds an interrupted system call back, so that it starts again: what the kernel does itself where no handler runs
 /// (`arch_do_signal_or_restart`). It would not know of it once the thread has made another one.
-fn restart(registers: &mut libc::user_regs_struct) {
+fn restart(registers: &mut ThreadRegisters) {
     if width::call_of(registers) < 0 {
         return;
     }
@@ -359,9 +363,9 @@ fn restart(registers: &mut libc::user_regs_struct) {
 mod tests {
     use super::*;
 
-    fn registers(number: i64, result: i64) -> libc::user_regs_struct {
+    fn registers(number: i64, result: i64) -> ThreadRegisters {
         // SAFETY: plain numbers, for which zero is a value.
-        let mut registers: libc::user_regs_struct = unsafe { std::mem::zeroed() };
+        let mut registers: ThreadRegisters = unsafe { std::mem::zeroed() };
         (registers.orig_rax, registers.rax, registers.rip) = (number.cast_unsigned(), result.cast_unsigned(), 0x1000);
         registers
     }

@@ -19,6 +19,7 @@ use trapline_abi::{
 };
 use trapline_engine::{Addr, AddrRange, Mode};
 use trapline_image::{ArmedSite, Entries, Write};
+use trapline_process::quiesce::ThreadRegisters;
 use trapline_trace::Load;
 
 use crate::{
@@ -117,7 +118,7 @@ pub(crate) enum ThreadPointer {
 
 impl AgentAt {
     /// Where a thread with these registers has its [`Thread`]. `given` is the pointer that the recorder has given it, if it has.
-    pub(crate) fn thread(&self, registers: &libc::user_regs_struct, given: Option<Addr>) -> Addr {
+    pub(crate) fn thread(&self, registers: &ThreadRegisters, given: Option<Addr>) -> Addr {
         let pointer = match (self.thread_pointer, given) {
             (ThreadPointer::Own, _) => Addr::new(registers.fs_base),
             (ThreadPointer::Given, Some(given)) => given,

@@ -159,7 +159,6 @@ impl<'a, M: Memory> Inspector<'a, M> {
     }
 
     /// Other ranges for the threads themselves, and for what signals interrupted, than for the words of stacks.
-    #[cfg(target_arch = "x86_64")]
     pub(super) fn with_contexts(self, contexts: &'a RangeSet) -> Self {
         Self { contexts, ..self }
     }

@@ -34,7 +34,6 @@ impl MapsFile {
     }
 
     /// The files of another process.
-    #[cfg(target_arch = "x86_64")]
     pub(super) fn open_other(tid: procfs::Tid) -> io::Result<Self> {
         let first_stack_end =
             fs::read_to_string(format!("/proc/{tid}/stat")).ok().and_then(|stat| start_of_stack(&stat));

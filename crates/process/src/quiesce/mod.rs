@@ -59,10 +59,10 @@
 
 mod inside;
 mod memory_map;
-#[cfg(target_arch = "x86_64")]
 mod other;
 mod page_filter;
 mod ranges;
+mod registers;
 mod session;
 mod sigframe;
 mod stopped;
@@ -79,11 +79,11 @@ use std::{
 
 use trapline_engine::Addr;
 
-#[cfg(target_arch = "x86_64")]
-pub use self::other::{OtherProcess, may_start_again, stop_process};
 pub use self::{
     inside::{Blocker, How},
+    other::{OtherProcess, may_start_again, stop_process},
     ranges::RangeSet,
+    registers::{ThreadRegisters, from_native, to_native},
     stopped::{Stopped, StoppedThread},
 };
 use self::{

@@ -8,10 +8,11 @@ use std::{io, time::Duration};
 use trapline_engine::{Addr, Mode};
 
 use super::{
-    RangeSet, Tid,
+    RangeSet, ThreadRegisters, Tid,
     inside::{Blocker, Context, Inspector},
     memory_map::{MapsFile, MemoryMap},
     session::{Failure, Session, State, Summary},
+    to_native,
 };
 use crate::sys::{
     clock::Moment,
@@ -86,19 +87,19 @@ impl OtherProcess {
     pub fn blocker_of(
         &self,
         tid: Tid,
-        registers: &libc::user_regs_struct,
+        registers: &ThreadRegisters,
         words: &RangeSet,
         contexts: &RangeSet,
     ) -> Option<Blocker> {
-        let registers = Registers::from(*registers);
+        let mode = mode_of(registers);
+        let thread_pointer = match mode {
+            Mode::Bits32 => registers.gs_base,
+            Mode::Bits64 => registers.fs_base,
+        };
+        let registers = Registers::from(to_native(registers));
         if registers.is_kernel_worker() {
             return None;
         }
-        let mode = mode_of_segment(registers.raw().cs);
-        let thread_pointer = match mode {
-            Mode::Bits32 => registers.raw().gs_base,
-            Mode::Bits64 => registers.raw().fs_base,
-        };
         let context = Context {
             pc: registers.pc(),
             sp: registers.sp(),
@@ -113,8 +114,16 @@ impl OtherProcess {
 
 /// Whether the system call that a stopped thread is in fails because it was interrupted, and may be started again instead:
 /// most calls that ptrace interrupts restart by themselves, a few return `EINTR`, which no signal of the program explains.
-pub fn may_start_again(registers: &libc::user_regs_struct) -> bool {
-    let number = isize::try_from(registers.orig_rax.cast_signed()).unwrap_or(-1);
-    let is_interrupted = registers.rax.cast_signed() == -i64::from(libc::EINTR);
-    is_interrupted && number >= 0 && restart::may_start_again(mode_of_segment(registers.cs), number)
+pub fn may_start_again(registers: &ThreadRegisters) -> bool {
+    // Numbers and errors fit the lower half, which is all that a 32-bit thread has.
+    #[expect(clippy::cast_possible_truncation, reason = "see above")]
+    let low = |register: u64| (register as u32).cast_signed();
+    let number = isize::try_from(low(registers.orig_rax)).unwrap_or(-1);
+    let is_interrupted = low(registers.rax) == -libc::EINTR;
+    is_interrupted && number >= 0 && restart::may_start_again(mode_of(registers), number)
+}
+
+/// What code a thread with these registers executes. A 32-bit tracer traces nothing else.
+fn mode_of(registers: &ThreadRegisters) -> Mode {
+    if Mode::NATIVE == Mode::Bits32 { Mode::Bits32 } else { mode_of_segment(registers.cs) }
 }

@@ -25,13 +25,11 @@ pub(crate) struct SharedMemory {
 }
 
 /// The memory of another process, which may be read by who may trace it.
-#[cfg(target_arch = "x86_64")]
 pub(crate) struct OtherMemory {
     /// One of its threads.
     pub(crate) tid: Tid,
 }
 
-#[cfg(target_arch = "x86_64")]
 impl Memory for OtherMemory {
     fn read(&self, at: Addr, buffer: &mut [u8]) -> usize {
         SharedMemory { pid: self.tid }.read(at, buffer)

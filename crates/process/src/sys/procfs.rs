@@ -33,7 +33,6 @@ impl TaskDir {
     }
 
     /// Opens the directory of another process. Allocates.
-    #[cfg(target_arch = "x86_64")]
     pub(crate) fn open_other(process: Tid) -> io::Result<Self> {
         Ok(Self { file: File::open(format!("/proc/{process}/task"))? })
     }

@@ -158,7 +158,6 @@ pub(crate) fn mode(_tid: Tid) -> Result<Mode, Errno> {
 }
 
 /// What code a thread with this code segment executes: 32-bit programs have one of their own (`__USER32_CS`).
-#[cfg(target_arch = "x86_64")]
 pub(crate) fn mode_of_segment(segment: u64) -> Mode {
     const CODE_32: u64 = 0x23;
     if segment == CODE_32 { Mode::Bits32 } else { Mode::Bits64 }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use trapline_engine::{Addr, AddrRange};
-use trapline_process::quiesce::{Blocker, How, OtherProcess, RangeSet, stop_process};
+use trapline_process::quiesce::{Blocker, How, OtherProcess, RangeSet, ThreadRegisters, stop_process};
 
 use super::{
     Blocked, LiveError, PAGE_BYTES,
@@ -245,7 +245,7 @@ impl<'a> Transition<'a> {
     }
 
     /// Where a thread is, and all that looks like a return address near its stack pointer.
-    fn guessed(&self, registers: &libc::user_regs_struct) -> Vec<Addr> {
+    fn guessed(&self, registers: &ThreadRegisters) -> Vec<Addr> {
         const STACK_BYTES: usize = 16 << 10;
         let sp = Addr::new(registers.rsp & !7);
         // The end of the stack may be closer: then a page at a time.

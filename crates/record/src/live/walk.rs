@@ -16,6 +16,7 @@ use object::{
     read::elf::{FileHeader, ProgramHeader},
 };
 use trapline_engine::{Addr, AddrRange};
+use trapline_process::quiesce::ThreadRegisters;
 
 use super::{PAGE_BYTES, objects::Objects, state::Active};
 use crate::sys::{maps::Mapping, memory::Memory};
@@ -112,7 +113,7 @@ impl Walker {
     }
 
     /// Where a stopped thread is, and where all functions that it is in will go on, from the innermost. `None` if that cannot be told.
-    pub(super) fn frames(&mut self, registers: &libc::user_regs_struct, memory: &Memory) -> Option<Vec<Frame>> {
+    pub(super) fn frames(&mut self, registers: &ThreadRegisters, memory: &Memory) -> Option<Vec<Frame>> {
         let mut pages = Pages { memory, known: HashMap::new() };
         let now = registers;
         let mut registers: Registers = [

@@ -9,7 +9,7 @@ use std::{
 };
 
 use trapline_engine::Addr;
-use trapline_process::quiesce::may_start_again;
+use trapline_process::quiesce::{ThreadRegisters, from_native, may_start_again, to_native};
 
 use super::{Tid, check};
 
@@ -129,22 +129,23 @@ pub(crate) fn listen(tid: Tid) -> io::Result<()> {
 
 /// What an event is about: the new thread's id; for an exec the id that the thread had before.
 pub(crate) fn event_message(tid: Tid) -> io::Result<u64> {
-    let mut message: libc::c_ulong = 0;
+    let mut message = 0_usize;
     request(libc::PTRACE_GETEVENTMSG, tid, 0, &raw mut message as usize)?;
-    Ok(message)
+    Ok(message as u64)
 }
 
 /// The general registers.
-pub(crate) fn registers(tid: Tid) -> io::Result<libc::user_regs_struct> {
+pub(crate) fn registers(tid: Tid) -> io::Result<ThreadRegisters> {
     // SAFETY: plain numbers, for which zero is a value.
     let mut registers: libc::user_regs_struct = unsafe { std::mem::zeroed() };
     request(libc::PTRACE_GETREGS, tid, 0, &raw mut registers as usize)?;
-    Ok(registers)
+    Ok(from_native(registers))
 }
 
 /// Sets the general registers.
-pub(crate) fn set_registers(tid: Tid, registers: &libc::user_regs_struct) -> io::Result<()> {
-    request(libc::PTRACE_SETREGS, tid, 0, std::ptr::from_ref(registers) as usize)
+pub(crate) fn set_registers(tid: Tid, registers: &ThreadRegisters) -> io::Result<()> {
+    let registers = to_native(registers);
+    request(libc::PTRACE_SETREGS, tid, 0, &raw const registers as usize)
 }
 
 /// Sets an entry of the table of descriptors that a thread has for itself to a segment that begins at an address and has no end, or to nothing.

@@ -4,26 +4,51 @@
 //! (`PTRACE_GETREGS`), and everything that leads through them is the same: so there is one recorder. Sources: `arch/x86/entry/syscalls/syscall_32.tbl`, `asm/segment.h`,
 //! `set_thread_area(2)`.
 
-use std::io;
+use std::{
+    fs::File,
+    io::{self, Read},
+};
 
-use libc::{c_long, user_regs_struct};
+use libc::c_long;
 use trapline_engine::{Addr, Mode};
+use trapline_process::quiesce::ThreadRegisters;
 
 use super::{Tid, ptrace};
 
 /// The code segment of 32-bit programs (`__USER32_CS`).
 const CODE_32: u64 = 0x23;
 
-/// The entry of the descriptor table that threads of 32-bit programs get for the agent: the C library has the first of three (`GDT_ENTRY_TLS_MIN`).
-const AGENT_ENTRY: u32 = 13;
+/// The entry of the descriptor table that a 32-bit thread gets for the agent: the C library has the first of three (`GDT_ENTRY_TLS_MIN`, which a 32-bit kernel has
+/// elsewhere, as it has the code segment).
+fn agents_entry(registers: &ThreadRegisters) -> u32 {
+    if registers.cs == CODE_32 { 13 } else { 7 }
+}
 
 /// The selector that leads to it, for user code.
-const AGENT_SELECTOR: u64 = (AGENT_ENTRY as u64) << 3 | 3;
-
-/// What code a thread with these registers executes.
-pub(crate) fn mode_of(registers: &user_regs_struct) -> Mode {
-    if registers.cs == CODE_32 { Mode::Bits32 } else { Mode::Bits64 }
+fn agents_selector(registers: &ThreadRegisters) -> u64 {
+    u64::from(agents_entry(registers)) << 3 | 3
 }
+
+/// What code a thread with these registers executes. A 32-bit tracer traces nothing else.
+pub(crate) fn mode_of(registers: &ThreadRegisters) -> Mode {
+    if Mode::NATIVE == Mode::Bits32 || registers.cs == CODE_32 { Mode::Bits32 } else { Mode::Bits64 }
+}
+
+/// What code the program of a process is.
+pub(crate) fn mode_of_program(tid: Tid) -> Mode {
+    // Of the ELF header: class 1 has addresses of 32 bits.
+    let mut head = [0; 5];
+    let read = File::open(format!("/proc/{tid}/exe")).and_then(|mut file| file.read_exact(&mut head));
+    if read.is_ok() && head[4] == 1 { Mode::Bits32 } else { Mode::Bits64 }
+}
+
+/// Whether a program of this width is wider than this one, which the kernel does not let trace it.
+pub(crate) fn is_too_wide(mode: Mode) -> bool {
+    mode == Mode::Bits64 && Mode::NATIVE == Mode::Bits32
+}
+
+/// What is said of those.
+pub(crate) const TOO_WIDE: &str = "it is a 64-bit program, and this trapline is a 32-bit one; use a 64-bit trapline";
 
 /// The bytes of an instruction that makes a system call: `syscall`, or `int 0x80`.
 pub(crate) const SYSCALL_BYTES: i64 = 2;
@@ -47,12 +72,12 @@ pub(crate) fn call_number(mode: Mode, number: c_long) -> Option<u64> {
     };
     match mode {
         Mode::Bits32 => of_32_bits(),
-        Mode::Bits64 => Some(number.cast_unsigned()),
+        Mode::Bits64 => u64::try_from(number).ok(),
     }
 }
 
 /// Puts the arguments of a system call where the kernel looks for them.
-pub(crate) fn set_arguments(mode: Mode, registers: &mut user_regs_struct, arguments: [u64; 6]) {
+pub(crate) fn set_arguments(mode: Mode, registers: &mut ThreadRegisters, arguments: [u64; 6]) {
     let call = registers;
     match mode {
         Mode::Bits32 => {
@@ -64,7 +89,7 @@ pub(crate) fn set_arguments(mode: Mode, registers: &mut user_regs_struct, argume
 }
 
 /// The second argument of the system call that a thread is in.
-pub(crate) fn second_argument(registers: &user_regs_struct) -> u64 {
+pub(crate) fn second_argument(registers: &ThreadRegisters) -> u64 {
     match mode_of(registers) {
         Mode::Bits32 => registers.rcx,
         Mode::Bits64 => registers.rsi,
@@ -72,12 +97,12 @@ pub(crate) fn second_argument(registers: &user_regs_struct) -> u64 {
 }
 
 /// The number of the system call that a thread is in, negative if it is in none.
-pub(crate) fn call_of(registers: &user_regs_struct) -> i64 {
+pub(crate) fn call_of(registers: &ThreadRegisters) -> i64 {
     signed(mode_of(registers), registers.orig_rax)
 }
 
 /// What the system call returned that a thread is at the end of: less than 0 and more than -4096 for an error.
-pub(crate) fn result_of(registers: &user_regs_struct) -> i64 {
+pub(crate) fn result_of(registers: &ThreadRegisters) -> i64 {
     signed(mode_of(registers), registers.rax)
 }
 
@@ -119,7 +144,7 @@ pub(crate) fn red_zone_bytes(mode: Mode) -> u64 {
 }
 
 /// Whether a thread uses the segment whose base the agent needs.
-pub(crate) fn uses_agents_segment(registers: &user_regs_struct) -> bool {
+pub(crate) fn uses_agents_segment(registers: &ThreadRegisters) -> bool {
     match mode_of(registers) {
         Mode::Bits32 => registers.fs != 0,
         Mode::Bits64 => registers.gs_base != 0 || registers.gs != 0,
@@ -127,11 +152,11 @@ pub(crate) fn uses_agents_segment(registers: &user_regs_struct) -> bool {
 }
 
 /// Gives a stopped thread the pointer to its state, the base of a segment, or takes it away.
-pub(crate) fn give_pointer(tid: Tid, registers: &mut user_regs_struct, pointer: Option<Addr>) -> io::Result<()> {
+pub(crate) fn give_pointer(tid: Tid, registers: &mut ThreadRegisters, pointer: Option<Addr>) -> io::Result<()> {
     match mode_of(registers) {
         Mode::Bits32 => {
-            ptrace::set_thread_area(tid, AGENT_ENTRY, pointer)?;
-            registers.fs = pointer.map_or(0, |_| AGENT_SELECTOR);
+            ptrace::set_thread_area(tid, agents_entry(registers), pointer)?;
+            registers.fs = pointer.map_or(0, |_| agents_selector(registers));
             // The kernel loads the base beside the selector where the processor lets it.
             registers.fs_base = pointer.map_or(0, Addr::value);
         }
@@ -141,7 +166,7 @@ pub(crate) fn give_pointer(tid: Tid, registers: &mut user_regs_struct, pointer: 
 }
 
 /// Whether a 32-bit thread has lost the segment that it was given: a signal handler that was entered before has returned, and put back what was there then.
-pub(crate) fn has_lost_segment(registers: &user_regs_struct) -> bool {
+pub(crate) fn has_lost_segment(registers: &ThreadRegisters) -> bool {
     mode_of(registers) == Mode::Bits32 && registers.fs == 0
 }
 
@@ -160,9 +185,9 @@ mod tests {
     #[test]
     fn every_call_that_a_32_bit_process_makes_for_us_has_a_number() {
         for number in [libc::SYS_mmap, libc::SYS_munmap, libc::SYS_openat, libc::SYS_close, libc::SYS_socketpair] {
-            assert!(call_number(Mode::Bits32, number).is_some_and(|narrow| narrow != number.cast_unsigned()));
+            assert!(call_number(Mode::Bits32, number).is_some());
         }
         assert_eq!(call_number(Mode::Bits32, libc::SYS_uname), None);
-        assert_eq!(call_number(Mode::Bits64, libc::SYS_uname), Some(libc::SYS_uname.cast_unsigned()));
+        assert_eq!(call_number(Mode::Bits64, libc::SYS_uname), u64::try_from(libc::SYS_uname).ok());
     }
 }

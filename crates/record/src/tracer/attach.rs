@@ -16,9 +16,9 @@ use std::{
 };
 
 use trapline_abi::agent::INJECTED_THREAD_OFFSET;
-use trapline_engine::{Addr, AddrRange, Mode};
+use trapline_engine::{Addr, AddrRange};
 use trapline_image::Write;
-use trapline_process::quiesce::{How as Tie, OtherProcess, RangeSet};
+use trapline_process::quiesce::{How as Tie, OtherProcess, RangeSet, ThreadRegisters};
 use trapline_trace::How;
 
 use super::{
@@ -209,7 +209,7 @@ impl Tracer<'_> {
     /// Prepares everything, while the process runs.
     fn plan(&mut self, process: u32) -> Result<Plan, Untraceable> {
         let tid = self.some_thread(process)?;
-        let mode = mode_of_program(tid);
+        let mode = width::mode_of_program(tid);
         let memory = Arc::new(Memory::open(tid)?);
         let mappings = maps::read(tid)?;
         let objects = code_of(&mappings);
@@ -518,15 +518,6 @@ fn give_pointer(
     Ok(())
 }
 
-/// What code the program of a process is.
-fn mode_of_program(tid: Tid) -> Mode {
-    use std::io::Read;
-    // Of the ELF header: class 1 has addresses of 32 bits.
-    let mut head = [0; 5];
-    let read = std::fs::File::open(format!("/proc/{tid}/exe")).and_then(|mut file| file.read_exact(&mut head));
-    if read.is_ok() && head[4] == 1 { Mode::Bits32 } else { Mode::Bits64 }
-}
-
 /// A thread that has a use for the segment whose base is to be the pointer to its state.
 fn user_of_segment(still: &Still) -> Option<Tid> {
     let uses = |tid: &Tid| ptrace::registers(*tid).is_ok_and(|registers| width::uses_agents_segment(&registers));
@@ -540,7 +531,7 @@ fn edit_around(writes: &[Write], at: Addr) -> Option<usize> {
 }
 
 /// Where a stopped thread goes on: the system call that is made again, or the next instruction.
-fn goes_on_at(registers: &libc::user_regs_struct) -> Addr {
+fn goes_on_at(registers: &ThreadRegisters) -> Addr {
     let is_restarted = width::call_of(registers) >= 0 && matches!(width::result_of(registers), -516 | -514..=-512);
     Addr::new(registers.rip).offset(if is_restarted { -width::SYSCALL_BYTES } else { 0 })
 }
