@@ -73,7 +73,7 @@ impl Check {
             complaints.extend(self.complaints_attached(&guest));
             complaints
         };
-        let complaints: Vec<String> = Optimised::BOTH.into_iter().flat_map(complaints_at).collect();
+        let complaints: Vec<String> = Optimised::asked_for().iter().copied().flat_map(complaints_at).collect();
         assert!(complaints.is_empty(), "{} complaints\n{}", complaints.len(), complaints.join("\n"));
     }
 
@@ -82,7 +82,11 @@ impl Check {
     /// # Panics
     /// The program does not work even without a recorder.
     pub fn complaints(self, record: fn(&Path, &[&str]) -> Vec<OsString>) -> Vec<String> {
-        Optimised::BOTH.into_iter().flat_map(|optimised| self.complaints_of(&self.guest(optimised), record)).collect()
+        Optimised::asked_for()
+            .iter()
+            .copied()
+            .flat_map(|optimised| self.complaints_of(&self.guest(optimised), record))
+            .collect()
     }
 
     /// Compiles the program, and runs it without a recorder.

@@ -69,7 +69,7 @@ fn a_child_in_a_sandbox_runs_on_unrecorded() {
 /// There is one tracer a process: a program that traces its own child cannot while it is recorded, and is told by the kernel's usual answer.
 #[test]
 fn a_program_that_traces_is_told_that_it_cannot() {
-    for optimised in Optimised::BOTH {
+    for optimised in Optimised::asked_for().iter().copied() {
         let scratch = Scratch::new();
         let command = Command::new(Program::of(&["debugger.c"]).build(optimised, scratch.path()), scratch.path());
         assert!(command.run().text().contains("child 52"), "without us, the program traces its child");
