@@ -255,7 +255,8 @@ struct Prompt {
 impl Prompt {
     fn start(directory: &Directory, line: &str) -> Self {
         let mut command = Command::new("timeout");
-        let asked = format!("{} {line}", env!("CARGO_BIN_EXE_trapline"));
+        // The shell hands its place over: beside the command it would be interrupted, too, and end as one that was.
+        let asked = format!("exec {} {line}", env!("CARGO_BIN_EXE_trapline"));
         let command = directory.confine(&mut command).args(["60", "script", "-qec", &asked, "/dev/null"]);
         let mut script = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("script runs");
         let (keys, screen) = (script.stdin.take().expect("a pipe"), script.stdout.take().expect("a pipe"));

@@ -43,7 +43,8 @@ impl Directory {
     /// The status, and what a terminal shows, which `script` makes: both streams.
     pub(crate) fn on_terminal(&self, line: &str, environment: &[(&str, &str)]) -> (Option<i32>, String) {
         let mut command = Command::new("timeout");
-        let asked = format!("{} {line}", env!("CARGO_BIN_EXE_trapline"));
+        // The shell hands its place over: beside the command it would be interrupted, too, and end as one that was.
+        let asked = format!("exec {} {line}", env!("CARGO_BIN_EXE_trapline"));
         command.args(["60", "script", "-qec", &asked, "/dev/null"]).stdin(Stdio::null());
         self.confine(&mut command).envs(environment.iter().copied());
         let output = command.output().expect("script runs");
