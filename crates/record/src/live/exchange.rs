@@ -12,14 +12,11 @@ use trapline_patch::When;
 use super::{
     JUMP_BYTES, LiveError, Process,
     state::{self, Active, Called, Replaced, Status},
-    transition::{self, Check},
+    tracing::Standstill,
+    transition::Check,
     unwinder::Detour,
 };
-use crate::{
-    inject::Gadgets,
-    remote::Remote,
-    sys::{Tid, memory::Memory},
-};
+use crate::{inject::Gadgets, remote::Remote, sys::memory::Memory};
 
 /// Bytes to be written.
 struct Edit {
@@ -71,7 +68,7 @@ impl<'a> Exchange<'a> {
     }
 
     /// Diverts all functions, and has the previous patch's memory unmapped by a thread. Nobody is in them, and nobody moves.
-    pub(super) fn commit(&self, thread: Tid) -> io::Result<()> {
+    pub(super) fn commit(&self, still: &mut dyn Standstill) -> io::Result<()> {
         for Edit { function, at, before, .. } in &self.edits {
             if self.memory.read_vec(*at, before.len())? != *before {
                 return Err(io::Error::other(format!("{function} was changed meanwhile")));
@@ -94,8 +91,8 @@ impl<'a> Exchange<'a> {
         if detours.all(|detour| detour.remove(self.memory, &self.detours).is_ok())
             && state::set_status(self.memory, previous, Status::Preparing).is_ok()
         {
-            let give_back = |remote: &mut Remote| state::give_back(remote, self.memory, previous);
-            let _ = transition::work_in(thread, self.memory, self.gadgets, give_back);
+            let mut give_back = |remote: &mut Remote| state::give_back(remote, self.memory, previous);
+            let _ = still.errand(self.memory, self.gadgets, &mut give_back);
         }
         Ok(())
     }

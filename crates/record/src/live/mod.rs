@@ -1,9 +1,10 @@
 //! Live patches in a running process: apply, revert, list.
 //!
 //! Owns [`apply`], [`revert`] and [`list`]. A patch is fitted by [`trapline_patch::Linker`]; `objects` says what the process has loaded and where its symbols are,
-//! `prepare` lays out what is mapped for a patch, `unwinder` has exceptions go through new code, `exchange` is what is written while all stand still, `transition` stops the
-//! threads and asks where they are, `walk` follows their stacks, `borrowed` has a thread of it work while the others run, `callback` call a function of the patch, and `state` keeps what was done in the process itself, so that a later
-//! command knows everything.
+//! `prepare` lays out what is mapped for a patch, `unwinder` has exceptions go through new code, `exchange` is what is written while all stand still, `transition` asks where
+//! the threads are then, `walk` follows their stacks, `callback` calls a function of the patch, and `state` keeps what was done in the process itself, so that a later command
+//! knows everything. `coming` and `going` put all of that in order; who stops the threads for them, and has one work while the others run, is `tracing`, which for a
+//! command is `own`.
 //!
 //! ```text
 //! fix.tlp + objects -> link -> map, write (the process runs) -> stop, check all threads -> jumps (one stop) -> go on
@@ -13,14 +14,17 @@
 //! Invariants: either all functions are replaced or none (I5); nobody is in a replaced or pinned function when that happens; no page is ever writable and executable
 //! (I8); whoever gives up leaves nothing behind (I6).
 
-mod borrowed;
 mod callback;
 mod code;
+mod coming;
 mod error;
 mod exchange;
+mod going;
 mod objects;
+mod own;
 mod prepare;
 mod state;
+mod tracing;
 mod transition;
 mod unwinder;
 mod walk;
@@ -40,19 +44,15 @@ use std::{
 
 use trapline_engine::{Addr, AddrRange, Mode, insn::InsnBytes};
 use trapline_image::Diverted;
-use trapline_patch::{Patch, Role, SymbolFile, When};
+use trapline_patch::{Patch, SymbolFile};
 
+use self::{
+    coming::Coming, going::Going, objects::Objects, own::Own, prepare::Piece, tracing::Tracing, transition::Report,
+};
 pub use self::{
     error::{Blocked, LiveError},
     state::{Active, Body, Called, Pinned, Replaced, Status},
     unwinder::Detour,
-};
-use self::{
-    exchange::Exchange,
-    objects::Objects,
-    prepare::{Piece, Prepared},
-    transition::{Report, Transition},
-    walk::Walker,
 };
 use crate::{
     inject::Gadgets,
@@ -102,7 +102,7 @@ impl Done {
 }
 
 /// A process that is looked at, by one command at a time.
-struct Process {
+pub(crate) struct Process {
     pid: Tid,
     memory: Memory,
     mappings: Vec<Mapping>,
@@ -165,15 +165,15 @@ impl Process {
     }
 
     /// Has it unmap a patch that nothing leads to.
-    fn unmap(&self, patch: &Active) -> io::Result<()> {
-        borrowed::borrow(self, |remote| state::give_back(remote, &self.memory, patch))
+    fn unmap(&self, tracing: &mut dyn Tracing, patch: &Active) -> io::Result<()> {
+        tracing::borrow(tracing, self, |remote| state::give_back(remote, &self.memory, patch))
     }
 
     /// Gives back what a command that died has left.
-    fn sweep(&self) -> Result<(), LiveError> {
+    fn sweep(&self, tracing: &mut dyn Tracing) -> Result<(), LiveError> {
         let all = state::find(&self.memory, &self.mappings);
         for (_, left) in all.into_iter().filter(|(status, _)| *status == Status::Preparing) {
-            self.unmap(&left).map_err(self.system("unmapping what an earlier command left"))?;
+            self.unmap(tracing, &left).map_err(self.system("unmapping what an earlier command left"))?;
         }
         Ok(())
     }
@@ -221,55 +221,7 @@ fn between_recordings(
 }
 
 fn apply_now(pid: Tid, patch: &Patch, how: How) -> Result<Done, LiveError> {
-    if patch.target.mode != Mode::Bits64 {
-        return Err(LiveError::Width { bits: patch.target.mode.bitness() });
-    }
-    let process = Process::open(pid)?;
-    let objects =
-        Objects::of(pid, &process.memory, &process.mappings).map_err(process.system("reading its objects"))?;
-    let target = objects.of_build(&patch.target)?;
-    let active = process.patches();
-    let previous = active.iter().find(|other| other.bias == target.bias);
-    if let Some(tainted) = previous.filter(|previous| previous.is_tainted) {
-        return Err(LiveError::Tainted { name: tainted.name.clone() });
-    }
-    let has_tables = patch.sections.iter().any(|section| section.role == Role::Unwind);
-    let unwinders = if has_tables { unwinder::find(&objects) } else { Ok(Vec::new()) };
-    let is_tainted = unwinders.is_err() && how.is_forced;
-    let unwinders = if is_tainted { Vec::new() } else { unwinders? };
-    let Prepared { draft, pieces } =
-        prepare::prepare(&process, patch, &objects, target, &unwinders, &active, is_tainted)?;
-    let exchange = Exchange::new(&process, &draft, previous, &active)?;
-    let transition = Transition::new(pid, &process.memory, how.deadline);
-    let walker = Walker::new(&objects, &process.memory, &process.mappings, &active);
-    let replaced = previous.map(|previous| previous.name.clone());
-    if how.is_dry_run {
-        let report = transition.run(&exchange.check(), &objects, walker, |_| Ok(()))?;
-        return Ok(Done::new(draft, replaced, report));
-    }
-    process.sweep()?;
-    prepare::place(&process, &draft, &pieces)?;
-    let changed = callback::call(&process, &draft, When::PreApply, how.deadline).and_then(|()| {
-        let report = transition.run(&exchange.check(), &objects, walker, |thread| exchange.commit(thread));
-        if report.is_err() {
-            // As it was accepted, it is told that nothing came of it.
-            callback::call(&process, &draft, When::PostRevert, how.deadline)?;
-        }
-        report
-    });
-    match changed {
-        Ok(report) => {
-            callback::call(&process, &draft, When::PostApply, how.deadline)?;
-            Ok(Done::new(draft, replaced, report))
-        }
-        Err(error) => {
-            // Where not even the old code could be written back, new code stays. What is left if this fails is swept by the next command.
-            if state::is_unused(&process.memory, &draft) {
-                let _ = process.unmap(&draft);
-            }
-            Err(error)
-        }
-    }
+    Coming::prepare(Process::open(pid)?, patch, how)?.carry_out(&mut Own::new(pid))
 }
 
 /// Takes a patch back: the one of this name, or the only one.
@@ -281,49 +233,7 @@ pub fn revert(pid: Tid, name: Option<&str>, deadline: Duration) -> Result<Done, 
 }
 
 fn revert_now(pid: Tid, name: Option<&str>, deadline: Duration) -> Result<Done, LiveError> {
-    let process = Process::open(pid)?;
-    let active = process.patches();
-    let names = || active.iter().map(|patch| patch.name.clone()).collect::<Vec<_>>().join(", ");
-    let mut matching = active.iter().filter(|patch| name.is_none_or(|name| patch.name == name));
-    let Some(patch) = matching.next() else { return Err(LiveError::NoSuchPatch { pid, names: names() }) };
-    if matching.next().is_some() {
-        return Err(LiveError::WhichPatch { names: names() });
-    }
-    if patch.is_tainted {
-        return Err(LiveError::Tainted { name: patch.name.clone() });
-    }
-    let objects =
-        Objects::of(pid, &process.memory, &process.mappings).map_err(process.system("reading its objects"))?;
-    let gadgets = process.gadgets(&patch.memory()).map_err(process.system("having it make system calls"))?;
-    callback::call(&process, patch, When::PreRevert, deadline)?;
-    let has_last_word = patch.callback(When::PostRevert).is_some();
-    let transition = Transition::new(pid, &process.memory, deadline);
-    let walker = Walker::new(&objects, &process.memory, &process.mappings, &active);
-    let reverted = transition.run(&patch.ranges_after(), &objects, walker, |thread| {
-        exchange::restore(&process.memory, patch, &active)?;
-        if has_last_word {
-            return Ok(());
-        }
-        // It is only memory now, and swept by the next command if this fails.
-        let memory = &process.memory;
-        let _ = transition::work_in(thread, memory, gadgets, |remote| state::give_back(remote, memory, patch));
-        Ok(())
-    });
-    match reverted {
-        Ok(report) => {
-            if has_last_word {
-                let called = callback::call(&process, patch, When::PostRevert, deadline);
-                let _ = process.unmap(patch);
-                called?;
-            }
-            Ok(Done::new(patch.clone(), None, report))
-        }
-        Err(error) => {
-            // As it agreed to go, it is told that it stays.
-            callback::call(&process, patch, When::PostApply, deadline)?;
-            Err(error)
-        }
-    }
+    Going::prepare(Process::open(pid)?, name, deadline)?.carry_out(&mut Own::new(pid))
 }
 
 /// What patches have put into the code of a process: who traces it puts its own jumps before these, and leaves them behind.

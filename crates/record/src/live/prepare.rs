@@ -11,9 +11,10 @@ use trapline_patch::{Linked, Linker, Patch, Protection};
 use trapline_trace::hexadecimal;
 
 use super::{
-    JUMP_BYTES, LiveError, PAGE_BYTES, Process, borrowed, code,
+    JUMP_BYTES, LiveError, PAGE_BYTES, Process, code,
     objects::{Object, Objects},
     state::{self, Active, Body, Called, Pinned, Replaced, Status},
+    tracing::{self, Tracing},
     unwinder::{Detour, Unwinder},
 };
 use crate::{
@@ -181,7 +182,12 @@ fn complete(draft: &mut Active, region: AddrRange, fitted: &Linked) -> Result<()
 }
 
 /// Maps and writes what the patch brings, of which nobody knows yet.
-pub(super) fn place(process: &Process, draft: &Active, pieces: &[Piece]) -> Result<(), LiveError> {
+pub(super) fn place(
+    tracing: &mut dyn Tracing,
+    process: &Process,
+    draft: &Active,
+    pieces: &[Piece],
+) -> Result<(), LiveError> {
     let header = state::header(draft, Status::Preparing).map_err(process.system("writing the patch"))?;
     let first = Piece::read_only(Addr::new(draft.at), header);
     let memory = &process.memory;
@@ -203,5 +209,5 @@ pub(super) fn place(process: &Process, draft: &Active, pieces: &[Piece]) -> Resu
         }
         filled
     };
-    borrowed::borrow(process, map_all).map_err(process.system("mapping memory for the patch"))
+    tracing::borrow(tracing, process, map_all).map_err(process.system("mapping memory for the patch"))
 }

@@ -3,33 +3,20 @@
 //! Owns [`Transition`], the stops with their pauses, and [`Check`], where nobody may be. Whoever is in the way is named after it went on.
 
 use std::{
-    fs, io, thread,
+    fs, io,
     time::{Duration, Instant},
 };
 
 use trapline_engine::{Addr, AddrRange};
-use trapline_process::quiesce::{Blocker, How, OtherProcess, RangeSet, ThreadRegisters, stop_process};
+use trapline_process::quiesce::{Blocker, How, OtherProcess, RangeSet, ThreadRegisters};
 
 use super::{
     Blocked, LiveError, PAGE_BYTES,
-    borrowed::with_own_tracer,
     objects::Objects,
+    tracing::{Standstill, Tracing},
     walk::{Frame, Walker},
 };
-use crate::{
-    inject::Gadgets,
-    remote::Remote,
-    sys::{
-        Tid,
-        memory::Memory,
-        ptrace::{self, Standing, Stopped},
-        spawn::{self, Urgent},
-        threads_of,
-    },
-};
-
-/// How long threads have to stand still. A stop that takes longer is one that the program would notice.
-const PATIENCE: Duration = Duration::from_millis(15);
+use crate::sys::{Tid, memory::Memory, ptrace, spawn::Urgent};
 
 /// How long a stop may take if threads have to be let out of the functions first. Never the longest that is bearable, as the exchange follows.
 const LIMIT: Duration = Duration::from_millis(16);
@@ -110,13 +97,14 @@ impl<'a> Transition<'a> {
         Self { pid, memory, deadline }
     }
 
-    /// Runs `commit` in the first stop in which nobody is inside. It gets a thread that can work.
+    /// Runs `commit` in the first stop in which nobody is inside.
     pub(super) fn run(
         &self,
+        tracing: &mut dyn Tracing,
         check: &Check,
         objects: &Objects,
         mut walker: Walker,
-        mut commit: impl FnMut(Tid) -> io::Result<()> + Send,
+        mut commit: impl FnMut(&mut dyn Standstill) -> io::Result<()> + Send,
     ) -> Result<Report, LiveError> {
         let _urgent = Urgent::with_new_threads();
         let started = Instant::now();
@@ -126,19 +114,19 @@ impl<'a> Transition<'a> {
         let mut last = None;
         loop {
             let mut steps = 0;
-            let (stopped, took) = stop(self.pid, |threads, stopped_for| {
+            let mut outcome = Ok(None);
+            let (stopped, took) = tracing.stop(&mut |still, stopped_for| {
                 let until = Instant::now() + LIMIT.saturating_sub(stopped_for);
-                let found = self.in_the_way(threads, &ranges, &mut walker)?;
-                match self.let_out(found, &ranges, &mut walker, until, &mut steps)? {
-                    None => commit(first(threads)?).map(|()| None),
-                    found => Ok(found),
-                }
+                outcome = self
+                    .in_the_way(&still.threads(), &ranges, &mut walker)
+                    .and_then(|found| self.let_out(still, found, &ranges, &mut walker, until, &mut steps))
+                    .and_then(|found| if found.is_none() { commit(still).map(|()| None) } else { Ok(found) });
             });
             report.stops += 1;
             report.let_out += steps;
             report.longest = report.longest.max(took);
             let waited = started.elapsed();
-            match stopped {
+            match stopped.map(|()| outcome) {
                 Ok(Ok(None)) => return Ok(report),
                 Ok(Ok(found)) => last = found,
                 Err(error) | Ok(Err(error)) if error.kind() == io::ErrorKind::TimedOut => {}
@@ -152,7 +140,7 @@ impl<'a> Transition<'a> {
                 let blocked = Box::new(self.blocked(check, objects, &found));
                 return Err(LiveError::Busy { waited, stops: report.stops, blocked });
             }
-            thread::sleep(pause.min(self.deadline.saturating_sub(waited)));
+            tracing.pause(pause.min(self.deadline.saturating_sub(waited)));
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
@@ -161,46 +149,30 @@ impl<'a> Transition<'a> {
     /// still inside when the time is over, or sleeps there, is returned.
     fn let_out(
         &self,
+        still: &mut dyn Standstill,
         mut inside: Vec<InTheWay>,
         ranges: &RangeSet,
         walker: &mut Walker,
         until: Instant,
         steps: &mut u32,
     ) -> io::Result<Option<InTheWay>> {
-        if inside.is_empty() {
-            return Ok(None);
-        }
-        let before = threads_of(self.pid);
         let mut step = FIRST_STEP;
         while !inside.is_empty() && Instant::now() + step < until {
-            for index in 0..inside.len() {
-                let tid = inside[index].tid;
-                let signal = match ptrace::standing(tid) {
-                    Ok(Standing::Signal(signal)) => signal,
-                    // Somebody wants it to stand where it is.
-                    Ok(Standing::WithItsGroup) => return Ok(Some(inside.swap_remove(index))),
-                    Ok(Standing::Interrupted) | Err(_) => 0,
-                };
-                ptrace::unless_it_ended(ptrace::resume(tid, signal))?;
-            }
-            *steps += 1;
-            thread::sleep(step);
-            step *= 2;
-            for thread in &inside {
-                if ptrace::stop(thread.tid, until)? == Stopped::NotYet {
-                    return Ok(inside.pop());
-                }
-            }
             let tids: Vec<Tid> = inside.iter().map(|thread| thread.tid).collect();
-            let still = self.in_the_way(&tids, ranges, walker)?;
-            let sleeps = |thread: &&InTheWay| inside.iter().any(|before| thread.sleeps_since(before));
-            if let Some(asleep) = still.iter().position(|thread| sleeps(&thread)) {
-                return Ok(still.into_iter().nth(asleep));
+            let stays = still.let_on(&tids, step, until)?;
+            *steps += 1;
+            if let Some(stays) = stays {
+                return Ok(inside.into_iter().find(|thread| thread.tid == stays));
             }
-            inside = still;
+            step *= 2;
+            let there = self.in_the_way(&tids, ranges, walker)?;
+            let sleeps = |thread: &&InTheWay| inside.iter().any(|before| thread.sleeps_since(before));
+            if let Some(asleep) = there.iter().position(|thread| sleeps(&thread)) {
+                return Ok(there.into_iter().nth(asleep));
+            }
+            inside = there;
         }
-        if inside.is_empty() && threads_of(self.pid).iter().any(|tid| !before.contains(tid)) {
-            // They have started threads, which do not stand still.
+        if inside.is_empty() && !still.is_complete() {
             return Err(io::ErrorKind::TimedOut.into());
         }
         Ok(inside.pop())
@@ -208,7 +180,8 @@ impl<'a> Transition<'a> {
 
     /// Who is inside. Words of stacks that may be return addresses are looked at first, which is quick; what they say is believed where no walk says otherwise.
     fn in_the_way(&self, threads: &[Tid], ranges: &RangeSet, walker: &mut Walker) -> io::Result<Vec<InTheWay>> {
-        let process = OtherProcess::new(first(threads)?)?;
+        let Some(&any) = threads.first() else { return Ok(Vec::new()) };
+        let process = OtherProcess::new(any)?;
         let mut inside = Vec::new();
         for &tid in threads {
             let registers = match ptrace::registers(tid) {
@@ -278,32 +251,4 @@ impl<'a> Transition<'a> {
         let is_indirect = |len: usize| before[7 - len] == 0xff && before[8 - len] & 0x38 == 0x10;
         before[2] == 0xe8 || [2, 3, 6, 7].into_iter().any(is_indirect)
     }
-}
-
-/// Stops all threads once, and says how long that took. A thread that could not be stopped is traced until its tracer ends, and nobody else can trace it until
-/// then; so each stop has a tracer of its own.
-fn stop<R: Send>(pid: Tid, work: impl FnOnce(&[Tid], Duration) -> R + Send) -> (io::Result<R>, Duration) {
-    with_own_tracer(|| stop_process(pid, PATIENCE, work))
-}
-
-/// A thread that can work: not one that is about to receive a signal, if there is another.
-fn first(threads: &[Tid]) -> io::Result<Tid> {
-    let is_free = |tid: &&Tid| matches!(ptrace::standing(**tid), Ok(Standing::Interrupted));
-    threads.iter().find(is_free).or(threads.first()).copied().ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))
-}
-
-/// Has a stopped thread work.
-pub(super) fn work_in(
-    thread: Tid,
-    memory: &Memory,
-    gadgets: Gadgets,
-    work: impl FnOnce(&mut Remote) -> io::Result<()>,
-) -> io::Result<()> {
-    ptrace::tell_system_calls(thread)?;
-    let mut remote = Remote::by_gadgets(thread, memory, gadgets)?;
-    let done = work(&mut remote);
-    for signal in remote.finish()? {
-        spawn::kill(thread, signal);
-    }
-    done
 }
