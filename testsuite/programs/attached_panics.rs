@@ -1,6 +1,7 @@
-// Panics and catches it all the time, in four threads, until there is a file `over`. Makes the folder `ready` when it has begun.
-use std::{panic, path::Path, sync::atomic::{AtomicBool, Ordering}, thread, time::Duration};
+// Panics and catches it all the time, in four threads, until there is a file `over`. Makes the folder `ready` when all of them have begun.
+use std::{panic, path::Path, sync::{Barrier, atomic::{AtomicBool, Ordering}}, thread, time::Duration};
 
+static BEGUN: Barrier = Barrier::new(5);
 static IS_OVER: AtomicBool = AtomicBool::new(false);
 
 #[inline(never)]
@@ -15,6 +16,7 @@ fn panics(levels: u64, what: u64) -> u64 {
 fn main() {
     panic::set_hook(Box::new(|_| {}));
     let work = |number: u64| {
+        BEGUN.wait();
         let mut what = number;
         while !IS_OVER.load(Ordering::Relaxed) {
             let caught = panic::catch_unwind(|| panics(what % 8, what)).expect_err("it panics");
@@ -23,6 +25,7 @@ fn main() {
         }
     };
     let threads: Vec<_> = (0..4).map(|number| thread::spawn(move || work(number))).collect();
+    BEGUN.wait();
     // A folder: it is there at once, without a descriptor that is open for a moment.
     std::fs::create_dir("ready").expect("a folder of our own");
     while !Path::new("over").exists() {
