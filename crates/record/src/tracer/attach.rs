@@ -50,7 +50,10 @@ const PATIENCE: (Duration, Duration) = (Duration::from_millis(100), Duration::fr
 const PERSISTENCE: Duration = Duration::from_secs(20);
 
 /// How long those who are inside are let go on alone, while all others stand still.
-const NUDGING: Duration = Duration::from_millis(12);
+const NUDGING: Duration = Duration::from_millis(8);
+
+/// How long each of them goes on, at first and at most: who gets a processor at once is out of the agent long before that.
+const MOMENT: (Duration, Duration) = (Duration::from_micros(50), Duration::from_micros(400));
 
 /// Between two attempts, the first time and at most.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(200));
@@ -440,9 +443,10 @@ impl Tracer<'_> {
                 return Ok(());
             };
             if let Some(mut still) = self.stop(Crowd::Space(id), patience) {
-                let stopped = Instant::now();
+                let until = Instant::now() + NUDGING;
                 // An error, here and below, means that the process is about to end.
                 let _ = footprint.hold_unwinders(&memory, true);
+                let mut moment = MOMENT.0;
                 loop {
                     let threads = still.threads();
                     let led = footprint.disarm(&memory).and_then(|()| footprint.lead_out(&threads, &memory));
@@ -458,9 +462,10 @@ impl Tracer<'_> {
                     };
                     inside = *first;
                     let tids: Vec<Tid> = still_inside.iter().map(|inside| inside.tid).collect();
-                    if stopped.elapsed() > NUDGING || !self.nudge(&mut still, &tids, patience) {
+                    if !self.nudge(&mut still, &tids, moment, until, patience) {
                         break;
                     }
+                    moment = (moment * 2).min(MOMENT.1);
                 }
                 let _ = footprint.hold_unwinders(&memory, false);
                 self.resume_all(&still);

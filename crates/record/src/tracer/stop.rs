@@ -6,6 +6,7 @@
 
 use std::{
     collections::HashMap,
+    num::NonZero,
     time::{Duration, Instant},
 };
 
@@ -95,21 +96,35 @@ impl Tracer<'_> {
         None
     }
 
-    /// Lets some of a crowd go on for a moment, while the others stand still. Returns whether all do again.
-    pub(super) fn nudge(&mut self, still: &mut Still, tids: &[Tid], patience: Duration) -> bool {
-        const MOMENT: Duration = Duration::from_micros(200);
-        for tid in tids {
-            if let Some(Parked::With(signal)) = still.parked.get(tid).copied() {
-                still.parked.remove(tid);
-                // Who is gone is reported.
-                let _ = ptrace::resume(*tid, signal);
+    /// Lets some of a crowd go on, each for a moment, while the others stand still. Returns whether all of them have, until then, and stand still again.
+    ///
+    /// They go on as many at a time as there are processors: of more, most would wait all the time for one.
+    pub(super) fn nudge(
+        &mut self,
+        still: &mut Still,
+        tids: &[Tid],
+        moment: Duration,
+        until: Instant,
+        patience: Duration,
+    ) -> bool {
+        let at_once = std::thread::available_parallelism().map_or(1, NonZero::get);
+        tids.chunks(at_once).all(|some| {
+            if Instant::now() > until {
+                return false;
             }
-        }
-        std::thread::sleep(MOMENT);
-        for tid in tids {
-            let _ = ptrace::interrupt(*tid);
-        }
-        self.settle(still, Instant::now() + patience)
+            for tid in some {
+                if let Some(Parked::With(signal)) = still.parked.get(tid).copied() {
+                    still.parked.remove(tid);
+                    // Who is gone is reported.
+                    let _ = ptrace::resume(*tid, signal);
+                }
+            }
+            std::thread::sleep(moment);
+            for tid in some {
+                let _ = ptrace::interrupt(*tid);
+            }
+            self.settle(still, Instant::now() + patience)
+        })
     }
 
     /// Waits until all of a crowd stand still that were interrupted. Returns whether they do in time.
