@@ -182,7 +182,8 @@ impl Armory {
         image.clean(remote, &memory)?;
         let pool = Pool::new(options.chunks, options.on_full).map(Arc::new)?;
         let mut space = Space::new(agent);
-        space.map_pool(remote, &memory, &pool, &maps::read(tid)?)?;
+        let place = space.place_pool(&pool, &maps::read(tid)?)?;
+        space.map_pool(remote, &memory, &pool, Some(place))?;
         let memory = Arc::new(memory);
         write_config(&memory, &agent, options)?;
         space.memory = Some(Arc::clone(&memory));

@@ -255,9 +255,14 @@ fn leave(pid: Tid, mut footprint: Footprint) {
 /// One attempt, while its threads stand still.
 fn try_to_leave(threads: &[Tid], footprint: &mut Footprint, memory: &Memory) -> io::Result<bool> {
     let Some(&any) = threads.first() else { return Ok(true) };
-    footprint.keep_what_is_mapped(&maps::read(any)?);
-    if footprint.code.is_empty() {
+    let mappings = maps::read(any)?;
+    footprint.keep_what_is_mapped(&mappings);
+    if footprint.mapped.is_empty() {
         return Ok(true);
+    }
+    // The recorder was mapping it, or unmapping it already: nothing leads there.
+    if !footprint.has_data_in(&mappings) {
+        return withdraw(threads, footprint, memory);
     }
     let pool = memory.read_word(footprint.agent.config)?;
     if pool != 0 {
@@ -269,6 +274,10 @@ fn try_to_leave(threads: &[Tid], footprint: &mut Footprint, memory: &Memory) -> 
         footprint.hold_unwinders(memory, true)?;
         return Ok(false);
     }
+    withdraw(threads, footprint, memory)
+}
+
+fn withdraw(threads: &[Tid], footprint: &Footprint, memory: &Memory) -> io::Result<bool> {
     for tid in threads {
         ptrace::tell_system_calls(*tid)?;
     }

@@ -114,6 +114,11 @@ impl Footprint {
         !self.mapped.is_empty() && self.mapped.iter().all(|range| is_mapped(*range, mappings))
     }
 
+    /// Whether it has the agent's data mapped, which tell what else is there.
+    pub(crate) fn has_data_in(&self, mappings: &[Mapping]) -> bool {
+        is_mapped(AddrRange::new(self.agent.config, size_of::<Config>() as u64), mappings)
+    }
+
     /// Forgets what was planned and is not mapped.
     pub(crate) fn keep_what_is_mapped(&mut self, mappings: &[Mapping]) {
         self.code.retain(|range| is_mapped(*range, mappings));
@@ -329,10 +334,11 @@ impl Footprint {
 
     /// Has a stopped thread unmap everything. Nothing may lead there any more.
     pub(crate) fn unmap(&self, tid: Tid, remote: &mut Remote, memory: &Memory) -> io::Result<()> {
-        let mut shadows: Vec<AddrRange> =
-            shadows::blocks(&self.agent, memory)?.into_iter().map(|block| block.shadow).collect();
+        let mappings = maps::read(tid)?;
+        let blocks = if self.has_data_in(&mappings) { shadows::blocks(&self.agent, memory)? } else { Vec::new() };
+        let mut shadows: Vec<AddrRange> = blocks.into_iter().map(|block| block.shadow).collect();
         shadows.sort_unstable_by_key(|shadow| shadow.start);
-        for run in runs(&shadows, &maps::read(tid)?) {
+        for run in runs(&shadows, &mappings) {
             remote.unmap(run.start, run.len_bytes())?;
         }
         self.mapped.iter().try_for_each(|range| remote.unmap(range.start, range.len_bytes()))

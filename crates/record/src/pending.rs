@@ -84,6 +84,11 @@ impl Pending {
         maps::find_hole(self.mode, &self.mappings, near, len_bytes)
     }
 
+    /// What is mapped, and what will be.
+    pub(crate) fn mappings(&self) -> &[Mapping] {
+        &self.mappings
+    }
+
     /// Keeps a place free that was found.
     pub(crate) fn reserve(&mut self, range: AddrRange) {
         let at = self.mappings.partition_point(|mapping| mapping.range.start < range.start);

@@ -226,32 +226,31 @@ impl Space {
         listed.map(|load| Load { process, module: load.module.id, bias: load.bias, tsc }).collect()
     }
 
-    /// Maps `pool` where the old one is, or for the first time at one of `holes`, and tells the agent. The thread is stopped.
+    /// Where `pool` is to be mapped for the first time: in a hole between these mappings.
+    pub(crate) fn place_pool(&self, pool: &Pool, mappings: &[Mapping]) -> io::Result<AddrRange> {
+        let stride = CHUNK_STRIDE_BYTES as u64;
+        let near = AddrRange::new(self.agent.config, 0);
+        let hole = maps::find_hole(self.agent.mode, mappings, near, pool.len_bytes() + stride);
+        let hole = hole.ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
+        Ok(AddrRange::new(Addr::new(hole.value().next_multiple_of(stride)), pool.len_bytes()))
+    }
+
+    /// Maps `pool` at this [place](Self::place_pool), or where the old one is, and tells the agent. The thread is stopped.
     pub(crate) fn map_pool(
         &mut self,
         remote: &mut Remote,
         memory: &Memory,
         pool: &Pool,
-        holes: &[Mapping],
+        place: Option<AddrRange>,
     ) -> io::Result<()> {
-        let mut mapping = SharedMapping {
+        let mapping = SharedMapping {
             descriptor: pool.descriptor(),
-            at: self.pool_at,
+            at: place.map_or(self.pool_at, |place| place.start),
             len_bytes: pool.len_bytes(),
             protection: libc::PROT_READ | libc::PROT_WRITE,
-            flags: libc::MAP_NORESERVE | libc::MAP_FIXED,
+            flags: libc::MAP_NORESERVE | place.map_or(libc::MAP_FIXED, |_| libc::MAP_FIXED_NOREPLACE),
         };
-        if self.pool_at == Addr::default() {
-            let stride = CHUNK_STRIDE_BYTES as u64;
-            let near = AddrRange::new(self.agent.config, 0);
-            let hole = maps::find_hole(self.agent.mode, holes, near, mapping.len_bytes + stride);
-            let hole = hole.ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
-            mapping.at = Addr::new(hole.value().next_multiple_of(stride));
-            mapping.flags = libc::MAP_NORESERVE | libc::MAP_FIXED_NOREPLACE;
-        }
-        if self.pool_at == Addr::default() {
-            self.mapped.push(AddrRange::new(mapping.at, mapping.len_bytes));
-        }
+        self.mapped.extend(place);
         self.pool_at = mapping.make(remote, memory)?;
         memory.write_word(self.agent.config.after(offset_of!(Config, pool)), self.pool_at.value())
     }

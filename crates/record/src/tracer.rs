@@ -365,7 +365,7 @@ impl<'a> Tracer<'a> {
         let chunks = self.options.chunks_for(space.agent.mode);
         let pool = Pool::new(chunks, self.options.on_full).map(Arc::new)?;
         let mut remote = Remote::on_errand(tid, &memory, space.agent.errand)?;
-        let mapped = space.map_pool(&mut remote, &memory, &pool, &[]);
+        let mapped = space.map_pool(&mut remote, &memory, &pool, None);
         let signals = remote.finish()?;
         if let Err(error) = mapped {
             space.forget_pool(&memory)?;

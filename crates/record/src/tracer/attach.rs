@@ -66,6 +66,8 @@ struct Plan {
     space: Space,
     layout: Layout,
     base: Addr,
+    /// Where the pool will be.
+    pool_place: AddrRange,
     /// What was mapped then.
     objects: Vec<(AddrRange, u64)>,
 }
@@ -75,7 +77,7 @@ impl Plan {
     fn planned(&self) -> impl Iterator<Item = AddrRange> {
         let room = self.space.room.as_ref().map(|room| room.range);
         let areas = self.pending.iter().flat_map(Pending::planned);
-        self.layout.ranges(self.base).into_iter().chain(room).chain(areas)
+        self.layout.ranges(self.base).into_iter().chain(room).chain([self.pool_place]).chain(areas)
     }
 }
 
@@ -235,7 +237,7 @@ impl Tracer<'_> {
         agent.thread_offset = INJECTED_THREAD_OFFSET.cast_signed();
         let mut space = Space::new(agent);
         space.memory = Some(memory);
-        space.pool = Some(Arc::new(Pool::new(self.options.chunks_for(mode), self.options.on_full)?));
+        let pool = Arc::new(Pool::new(self.options.chunks_for(mode), self.options.on_full)?);
         space.room = Some(room);
         space.gadgets = Some(gadgets);
         self.armory.prepare_modules(&mut pending, tid, process, &mut space, self.options, self.drain)?;
@@ -244,13 +246,15 @@ impl Tracer<'_> {
             hooked => hooked?,
         }
         pending.assemble()?;
+        let pool_place = space.place_pool(&pool, pending.mappings())?;
+        space.pool = Some(pool);
         let id = SpaceId(self.next_space);
         self.next_space += 1;
         if let Some(guard) = &self.guard {
             let areas: Vec<AddrRange> = pending.planned().collect();
             let room = space.room.as_ref().map(|room| room.range);
             let code = [&[layout.code(base)], &areas[..]].concat();
-            let mapped = [&layout.ranges(base)[..], room.as_slice(), &areas].concat();
+            let mapped = [&layout.ranges(base)[..], room.as_slice(), &[pool_place], &areas].concat();
             let of_unwinders: Vec<Write> =
                 space.stubs.values().flat_map(|stubs| &stubs.of_unwinders).copied().collect();
             let writes = pending.edits().iter().filter(|edit| !of_unwinders.contains(edit)).copied().collect();
@@ -259,7 +263,7 @@ impl Tracer<'_> {
             let pid = super::thread_group(tid).unwrap_or(tid);
             guard.hold(id, pid, &footprint);
         }
-        Ok(Plan { id, pending: Some(pending), space, layout, base, objects })
+        Ok(Plan { id, pending: Some(pending), space, layout, base, pool_place, objects })
     }
 
     /// A thread of a process whose memory can be read.
@@ -277,7 +281,7 @@ impl Tracer<'_> {
 
     /// Does what was prepared. `Ok(false)` if it is worth to try again, and then nothing was changed: a thread is in the way that will not be there for long.
     fn carry_out(&mut self, threads: &[Tid], plan: &mut Plan, is_last: bool) -> Result<bool, Untraceable> {
-        let Plan { id, pending, space, layout, base, .. } = plan;
+        let Plan { id, pending, space, layout, base, pool_place, .. } = plan;
         let (Some(memory), Some(pool), Some(gadgets)) = (space.memory.clone(), space.pool.clone(), space.gadgets)
         else {
             return Ok(false);
@@ -306,7 +310,7 @@ impl Tracer<'_> {
                 space.mapped.push(room.range);
             }
             planned.map(&mut remote, space)?;
-            space.map_pool(&mut remote, &memory, &pool, &maps::read(tid)?)?;
+            space.map_pool(&mut remote, &memory, &pool, Some(*pool_place))?;
             arm::write_config(&memory, &space.agent, self.options)?;
             Ok(())
         })();
