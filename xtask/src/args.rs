@@ -24,7 +24,7 @@ Usage: cargo xtask VERB
                                 --only one tracer; both print instead of writing. --full reports on ten times as many calls
   help                          this text
 
-  --quick      leave out what needs a release build: models, stress and fidelity
+  --quick      leave out what comes after the tests: models, stress at 64 bit, fidelity, consumers and the kernel
   --skip-i686  leave out what needs a 32-bit compiler, target or kernel
   Both are refused under CI=true.
 ";
@@ -114,7 +114,7 @@ pub(crate) enum Accelerator {
 /// What the user asked to leave out.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Selection {
-    /// Leave out whatever needs a release build.
+    /// Leave out the proofs that come after the tests.
     pub(crate) quick: bool,
     /// Leave out whatever needs 32-bit support.
     pub(crate) skip_i686: bool,

@@ -50,7 +50,7 @@ pub(crate) fn run(names: &[String]) -> Result<ExitCode> {
         bail!("unknown reader `{unknown}`; there are {}", known.join(", "));
     }
     packages::ensure(&[("/usr/bin/xz", "xz-utils")])?;
-    let trapline = fidelity::build_trapline()?;
+    let trapline = fidelity::build_trapline(fidelity::Build::Test)?;
     let folder = Folder::create()?;
     let whole = record(&trapline, &folder.0)?;
     let reduced = folder.0.join("reduced.data");

@@ -104,7 +104,7 @@ fn sql(_: &Tools, trace: &Path) -> Result<Table> {
     const QUERY: &str =
         "SELECT json_group_object(function, json_object('calls', calls, 'sum_ns', sum_ns, 'self_ns', self_ns)) FROM
         (SELECT function, count(*) AS calls, total(duration_ns) AS sum_ns, total(self_ns) AS self_ns FROM calls GROUP BY function)";
-    let mut command = Command::new(target_folder().join("release/trapline"));
+    let mut command = Command::new(target_folder().join("debug/trapline"));
     command.args(["sql", "--json", QUERY, "-i"]).arg(trace);
     let answer: Value = serde_json::from_str(&output(&command, "trapline sql")?).context("no JSON came back")?;
     let functions = answer["rows"][0][0].as_str().context("no row came back")?;

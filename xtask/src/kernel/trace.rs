@@ -199,7 +199,7 @@ fn ask(verb: &[&str], file: &Path) -> Result<Value> {
         Command::new(path)
     } else {
         let mut cargo = Command::new("cargo");
-        cargo.args(["run", "--quiet", "--release", "--"]).current_dir(workspace_root());
+        cargo.args(["run", "--quiet", "--"]).current_dir(workspace_root());
         cargo
     };
     command.args(verb).arg("-i").arg(file).stderr(Stdio::inherit());

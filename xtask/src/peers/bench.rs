@@ -161,7 +161,7 @@ pub(super) struct Bench {
 impl Bench {
     /// Builds trapline, and the work in each flavour.
     pub(super) fn set_up() -> Result<Self> {
-        let trapline = fidelity::build_trapline()?;
+        let trapline = fidelity::build_trapline(fidelity::Build::Release)?;
         let folder = target_folder().join(format!("bench-peers-{}", std::process::id()));
         // For what tools leave in the folder of temporary files.
         fs::create_dir_all(folder.join("tmp")).with_context(|| format!("creating {}", folder.display()))?;
