@@ -32,7 +32,7 @@ pub(super) struct Reader {
 }
 
 /// All of them.
-pub(super) const READERS: &[Reader] = &[
+pub(super) static READERS: &[Reader] = &[
     Reader::new("perfetto", "perfetto", perfetto),
     Reader::new("perfetto", "chrome", perfetto),
     Reader::new("speedscope", "speedscope", speedscope).without_instants(),
