@@ -4,6 +4,7 @@
 
 use std::{
     fs, io,
+    num::NonZero,
     path::Path,
     thread,
     time::{Duration, Instant},
@@ -90,18 +91,24 @@ impl Standstill for Still {
 
     fn let_on(&mut self, tids: &[Tid], moment: Duration, until: Instant) -> io::Result<Option<Tid>> {
         self.before.get_or_insert_with(|| threads_of(self.pid));
-        for &tid in tids {
-            let signal = match ptrace::standing(tid) {
-                Ok(Standing::Signal(signal)) => signal,
-                Ok(Standing::WithItsGroup) => return Ok(Some(tid)),
-                Ok(Standing::Interrupted) | Err(_) => 0,
-            };
-            ptrace::unless_it_ended(ptrace::resume(tid, signal))?;
-        }
-        thread::sleep(moment);
-        for &tid in tids {
-            if ptrace::stop(tid, until)? == Stopped::NotYet {
-                return Ok(Some(tid));
+        let at_once = thread::available_parallelism().map_or(1, NonZero::get);
+        for some in tids.chunks(at_once) {
+            if Instant::now() > until {
+                break;
+            }
+            for &tid in some {
+                let signal = match ptrace::standing(tid) {
+                    Ok(Standing::Signal(signal)) => signal,
+                    Ok(Standing::WithItsGroup) => return Ok(Some(tid)),
+                    Ok(Standing::Interrupted) | Err(_) => 0,
+                };
+                ptrace::unless_it_ended(ptrace::resume(tid, signal))?;
+            }
+            thread::sleep(moment);
+            for &tid in some {
+                if ptrace::stop(tid, until)? == Stopped::NotYet {
+                    return Ok(Some(tid));
+                }
             }
         }
         Ok(None)
