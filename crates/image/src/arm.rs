@@ -87,6 +87,10 @@ pub struct Armed {
     pub writes: Vec<Write>,
     /// Ascending by function.
     pub sites: Vec<ArmedSite>,
+    /// Functions that have a stub and are not selected: those that are led through the agent.
+    pub unselected: Vec<ArmedSite>,
+    /// Of functions that are diverted, what they are without that.
+    pub set_aside: Vec<SetAside>,
     /// Functions that are not among the sites, by index, and why.
     pub refused: Vec<(usize, Reason)>,
 }
@@ -117,6 +121,21 @@ pub struct ArmedSite {
     pub off: Addr,
     /// Where the jump of 5 bytes stands. It leads to `on`, perhaps by a detour.
     pub jump_at: Addr,
+    /// Where the instructions are that its stub has in place of the function.
+    pub window_at: Addr,
+    /// How many bytes those are in the stub, from `off` on.
+    pub moved_bytes: usize,
+}
+
+/// What belongs to a function that is not diverted, and is not there while it is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SetAside {
+    /// The function's [`ArmedSite::off`].
+    pub off: Addr,
+    /// What its stub has there.
+    pub moved: Vec<u8>,
+    /// What leads to the stub, at the function's beginning.
+    pub write: Write,
 }
 
 /// Behind the shared jumps, and between stubs, so that nobody runs on.
@@ -199,7 +218,7 @@ struct Part {
     stub: Vec<u8>,
     writes: Vec<Write>,
     site: ArmedSite,
-    window_at: Addr,
+    set_aside: Option<SetAside>,
     /// Offset in the stub's code and address in the process of each of its pieces.
     places: Vec<(usize, Addr)>,
     /// Offset in the stub's code of the instruction behind the push of a return address.
@@ -266,7 +285,7 @@ pub(crate) fn arm(image: &Image, request: &ArmRequest<'_>) -> Armed {
                     code: CALLED_CODE,
                 }));
                 if let Some([push, jump]) = part.enter {
-                    places.push(area::place(image.mode(), request.stubs_at, code + push, part.window_at));
+                    places.push(area::place(image.mode(), request.stubs_at, code + push, part.site.window_at));
                     places.push(StubPlace { stub: u32::try_from(code + jump).unwrap_or(u32::MAX), code: ENTRY_CODE });
                 }
                 if let (Some(at), Some(bytes)) = (room.detour, detour) {
@@ -274,9 +293,8 @@ pub(crate) fn arm(image: &Image, request: &ArmRequest<'_>) -> Armed {
                     places.push(area::place(image.mode(), request.stubs_at, at, part.site.address));
                 }
                 armed.writes.extend(part.writes);
-                if one.is_selected {
-                    armed.sites.push(part.site);
-                }
+                armed.set_aside.extend(part.set_aside);
+                if one.is_selected { &mut armed.sites } else { &mut armed.unselected }.push(part.site);
             }
             (Err(reason), _) if one.is_selected => armed.refused.push((one.function, reason)),
             (Err(_), _) | (Ok(_), None) => {}
@@ -322,19 +340,20 @@ fn part(image: &Image, request: &ArmRequest<'_>, wanted: Wanted<'_>, room: Room)
     let here =
         AddrRange::new(in_process(function.address), plan.window_at - function.address + u64::from(plan.window_bytes));
     let diverted = request.diverted.iter().find(|diverted| here.contains(diverted.at));
-    let moved = match diverted {
+    let relocated = relocate(mode, window_at, window, window.len(), off, &options);
+    let (moved, own) = match diverted {
         // The function as it is now is that jump.
-        Some(diverted) if diverted.at == window_at && !matches!(plan.rung, Rung::ShortJump { .. }) => Relocated {
-            bytes: encode::jmp(off, diverted.to, mode).map_err(|_| Reason::OutOfReach)?.to_vec(),
-            consumed_bytes: diverted.jump.len(),
-            boundaries: vec![(0, 0)],
-            emulates_call: false,
-        },
+        Some(diverted) if diverted.at == window_at && !matches!(plan.rung, Rung::ShortJump { .. }) => {
+            instead(mode, off, diverted, relocated.ok())?
+        }
         Some(_) => return Err(Reason::Patched),
-        None => relocate(mode, window_at, window, window.len(), off, &options).map_err(|error| match error.reason {
-            RelocateReason::OperandOutOfReach => Reason::OutOfReach,
-            _ => Reason::NotRelocatable(error),
-        })?,
+        None => {
+            let moved = relocated.map_err(|error| match error.reason {
+                RelocateReason::OperandOutOfReach => Reason::OutOfReach,
+                _ => Reason::NotRelocatable(error),
+            })?;
+            (moved, None)
+        }
     };
     if moved.bytes.len() > usize::from(plan.stub_bytes) {
         return Err(Reason::OutOfReach);
@@ -382,6 +401,7 @@ fn part(image: &Image, request: &ArmRequest<'_>, wanted: Wanted<'_>, room: Room)
     let first = room.detour.map_or(on, |detour| request.stubs_at.after(detour));
     let jump = encode::jmp(in_process(jump_at), first, mode).map_err(out_of_reach)?;
     let mut writes = vec![replace(jump_at, &jump)?];
+    let set_aside = own.map(|moved| SetAside { off, moved, write: writes[0] });
     if let Some(diverted) = diverted {
         writes[0].expected = diverted.jump;
     }
@@ -390,8 +410,8 @@ fn part(image: &Image, request: &ArmRequest<'_>, wanted: Wanted<'_>, room: Room)
         let distance = i8::try_from(distance).map_err(|_| Reason::OutOfReach)?;
         writes.push(replace(plan.window_at, &[0xeb, distance.cast_unsigned()])?);
     }
-    // Nobody executes the old body of a function that is diverted.
-    let redirected = if diverted.is_none() { &plan.redirected[..] } else { &[] };
+    // Nobody executes the old body of a function that is diverted, before it is that no more.
+    let redirected = if diverted.is_none() || set_aside.is_some() { &plan.redirected[..] } else { &[] };
     for branch in redirected {
         let follow = |target: u64| {
             let offset = u32::try_from(target.checked_sub(plan.window_at)?).ok()?;
@@ -401,9 +421,38 @@ fn part(image: &Image, request: &ArmRequest<'_>, wanted: Wanted<'_>, room: Room)
         let (at, displacement) = redirect(image, *branch, in_process, follow).ok_or(Reason::OutOfReach)?;
         writes.push(replace(at, &displacement)?);
     }
-    let site =
-        ArmedSite { id, function: index, address: in_process(function.address), on, off, jump_at: in_process(jump_at) };
-    Ok(Part { stub, writes, site, window_at, places, called, enter })
+    let site = ArmedSite {
+        id,
+        function: index,
+        address: in_process(function.address),
+        on,
+        off,
+        jump_at: in_process(jump_at),
+        window_at,
+        moved_bytes: moved.bytes.len(),
+    };
+    Ok(Part { stub, writes, site, set_aside, places, called, enter })
+}
+
+/// What the stub of a diverted function has in place of its instructions, which are also returned: there is room for them, if they can be moved.
+fn instead(
+    mode: Mode,
+    off: Addr,
+    diverted: &Diverted,
+    relocated: Option<Relocated>,
+) -> Result<(Relocated, Option<Vec<u8>>), Reason> {
+    let mut bytes = encode::jmp(off, diverted.to, mode).map_err(|_| Reason::OutOfReach)?.to_vec();
+    Ok(match relocated.filter(|relocated| relocated.bytes.len() >= bytes.len()) {
+        Some(relocated) => {
+            bytes.resize(relocated.bytes.len(), FILLER);
+            let own = relocated.bytes.clone();
+            (Relocated { bytes, ..relocated }, Some(own))
+        }
+        None => {
+            let boundaries = vec![(0, 0)];
+            (Relocated { bytes, consumed_bytes: diverted.jump.len(), boundaries, emulates_call: false }, None)
+        }
+    })
 }
 
 /// One of the [`Entries`].

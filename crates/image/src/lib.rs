@@ -65,7 +65,7 @@ mod scan;
 mod stack;
 mod tables;
 
-pub use arm::{ArmRequest, Armed, ArmedSite, Diverted, Entries, Shim, Write};
+pub use arm::{ArmRequest, Armed, ArmedSite, Diverted, Entries, SetAside, Shim, Write};
 pub use entry::entry_window;
 pub use function::{Function, LeftOut, NoFunction, Plan, Rung, Verdict};
 pub use reason::Reason;

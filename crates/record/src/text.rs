@@ -1,6 +1,6 @@
 //! Edits of a target's code: made at once, and taken back.
 //!
-//! Owns [`Pieces`], what is to be written, and [`undo`]. `trapline_image` says what the edits are. Invariants: code is compared with what has to be there
+//! Owns [`Pieces`], what is to be written, [`undo`], and [`Hidden`], which looks beneath them. `trapline_image` says what the edits are. Invariants: code is compared with what has to be there
 //! before the first write (I5); what is taken back is what we wrote, and nothing that somebody else wrote since.
 
 use std::io;
@@ -51,6 +51,51 @@ impl Pieces {
     /// Makes the edits.
     pub(crate) fn write(&self, memory: &Memory) -> io::Result<()> {
         self.0.iter().try_for_each(|(at, bytes)| memory.write(*at, bytes))
+    }
+}
+
+/// Edits of a tracer, beneath which the program's code is as the program has it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Hidden {
+    /// In order of their addresses.
+    edits: Vec<Write>,
+}
+
+impl Hidden {
+    pub(crate) fn new(mut edits: Vec<Write>) -> Self {
+        edits.sort_by_key(|edit| edit.at);
+        Self { edits }
+    }
+
+    /// Those of the edits that lie in a range, in part or whole.
+    pub(crate) fn within(&self, range: AddrRange) -> impl Iterator<Item = &Write> {
+        // No edit is longer than an instruction, or two.
+        let first = self.edits.partition_point(|edit| edit.at < range.start.offset(-MOST_BYTES));
+        let near = self.edits[first..].iter().take_while(move |edit| edit.at < range.end);
+        near.filter(move |edit| range.start < edit.at.after(edit.new.len()))
+    }
+
+    /// What the program has somewhere.
+    pub(crate) fn read(&self, memory: &Memory, at: Addr, len_bytes: usize) -> io::Result<Vec<u8>> {
+        let mut bytes = memory.read_vec(at, len_bytes)?;
+        for Write { at: edited, expected, new } in self.within(AddrRange::new(at, len_bytes as u64)) {
+            if memory.read_vec(*edited, new.len()).is_ok_and(|there| there == **new) {
+                overlay(&mut bytes, at, *edited, expected);
+            }
+        }
+        Ok(bytes)
+    }
+}
+
+/// Longer than any edit.
+const MOST_BYTES: i64 = 16;
+
+/// Puts some bytes of an address into those of another one, as far as they overlap.
+pub(crate) fn overlay(bytes: &mut [u8], at: Addr, other_at: Addr, other: &[u8]) {
+    for (place, byte) in (other_at.distance_from(at)..).zip(other) {
+        if let Some(old) = usize::try_from(place).ok().and_then(|place| bytes.get_mut(place)) {
+            *old = *byte;
+        }
     }
 }
 

@@ -51,7 +51,7 @@ impl<'a> Exchange<'a> {
             return Err(LiveError::TooShort { function: short.name.clone() });
         }
         for Edit { function, at, before, .. } in &edits {
-            let there = process.memory.read_vec(*at, before.len());
+            let there = process.code(*at, before.len());
             if there.map_err(process.system("reading the code of its functions"))? != *before {
                 return Err(LiveError::OtherCode { function: function.clone(), at: *at });
             }
@@ -70,17 +70,17 @@ impl<'a> Exchange<'a> {
     /// Diverts all functions, and has the previous patch's memory unmapped by a thread. Nobody is in them, and nobody moves.
     pub(super) fn commit(&self, still: &mut dyn Standstill) -> io::Result<()> {
         for Edit { function, at, before, .. } in &self.edits {
-            if self.memory.read_vec(*at, before.len())? != *before {
+            if still.read_code(self.memory, *at, before.len())? != *before {
                 return Err(io::Error::other(format!("{function} was changed meanwhile")));
             }
         }
         state::set_status(self.memory, self.draft, Status::Changing)?;
-        let written = self.write();
+        let written = self.write(still);
         if let Err(error) = written {
             for Edit { at, before, .. } in &self.edits {
-                self.memory.write(*at, before)?;
+                still.write_code(self.memory, *at, before)?;
             }
-            self.draft.detours.iter().try_for_each(|detour| detour.remove(self.memory, &self.detours))?;
+            self.draft.detours.iter().try_for_each(|detour| detour.remove(still, self.memory, &self.detours))?;
             state::set_status(self.memory, self.draft, Status::Preparing)?;
             return Err(error);
         }
@@ -88,7 +88,7 @@ impl<'a> Exchange<'a> {
         let Some(previous) = self.previous else { return Ok(()) };
         // What fails from here on leaves memory that nothing leads to, and is swept by the next command if nothing of it is needed.
         let mut detours = previous.detours.iter();
-        if detours.all(|detour| detour.remove(self.memory, &self.detours).is_ok())
+        if detours.all(|detour| detour.remove(still, self.memory, &self.detours).is_ok())
             && state::set_status(self.memory, previous, Status::Preparing).is_ok()
         {
             let mut give_back = |remote: &mut Remote| state::give_back(remote, self.memory, previous);
@@ -97,9 +97,9 @@ impl<'a> Exchange<'a> {
         Ok(())
     }
 
-    fn write(&self) -> io::Result<()> {
-        self.draft.detours.iter().try_for_each(|detour| detour.insert(self.memory))?;
-        self.edits.iter().try_for_each(|edit| self.memory.write(edit.at, &edit.after))
+    fn write(&self, still: &mut dyn Standstill) -> io::Result<()> {
+        self.draft.detours.iter().try_for_each(|detour| detour.insert(still, self.memory))?;
+        self.edits.iter().try_for_each(|edit| still.write_code(self.memory, edit.at, &edit.after))
     }
 }
 
@@ -122,20 +122,25 @@ fn edits(draft: &Active, previous: Option<&Active>) -> Vec<Edit> {
 }
 
 /// Writes the old code back, where it is not there. Nobody is in the new one, and nobody moves.
-pub(super) fn restore(memory: &Memory, patch: &Active, active: &[Active]) -> io::Result<()> {
+pub(super) fn restore(
+    still: &mut dyn Standstill,
+    memory: &Memory,
+    patch: &Active,
+    active: &[Active],
+) -> io::Result<()> {
     state::set_status(memory, patch, Status::Changing)?;
     for function in &patch.functions {
         let at = Addr::new(function.old);
         // The object was unloaded.
-        let Ok(there) = memory.read_vec(at, function.original.len()) else { continue };
+        let Ok(there) = still.read_code(memory, at, function.original.len()) else { continue };
         if there == function.jump {
-            memory.write(at, &function.original)?;
+            still.write_code(memory, at, &function.original)?;
         } else if there != function.original {
             return Err(io::Error::other(format!("{} was changed by somebody else", function.name)));
         }
     }
     let detours: Vec<Detour> = active.iter().flat_map(|patch| patch.detours.clone()).collect();
-    patch.detours.iter().try_for_each(|detour| detour.remove(memory, &detours))?;
+    patch.detours.iter().try_for_each(|detour| detour.remove(still, memory, &detours))?;
     // From here on it is only memory, and swept by the next command if unmapping it fails.
     state::set_status(memory, patch, Status::Preparing)
 }

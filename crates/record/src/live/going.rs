@@ -58,7 +58,7 @@ impl Going {
         let memory = &process.memory;
         let transition = Transition::new(process.pid, memory, deadline);
         let reverted = transition.run(tracing, &patch.ranges_after(), &objects, walker, |still| {
-            exchange::restore(memory, &patch, &active)?;
+            exchange::restore(still, memory, &patch, &active)?;
             if has_last_word {
                 return Ok(());
             }

@@ -62,6 +62,7 @@ use crate::{
         maps::{self, Mapping},
         memory::Memory,
     },
+    text::Hidden,
 };
 
 /// A jump with a displacement of 32 bits.
@@ -106,6 +107,8 @@ pub(crate) struct Process {
     pid: Tid,
     memory: Memory,
     mappings: Vec<Mapping>,
+    /// What its tracer has put into its code.
+    hidden: Hidden,
     /// Held as long as this is.
     _lock: UnixListener,
 }
@@ -139,7 +142,7 @@ impl Process {
         if let Some(reason) = refusal::examine(pid).filter(|refusal| !harmless(refusal)) {
             return Err(LiveError::NotPatchable { pid, reason });
         }
-        Ok(Self { pid, memory, mappings, _lock: lock })
+        Ok(Self { pid, memory, mappings, hidden: Hidden::default(), _lock: lock })
     }
 
     fn system(&self, doing: &'static str) -> impl Fn(io::Error) -> LiveError + use<> {
@@ -149,13 +152,18 @@ impl Process {
 
     /// What is active, without what a command that died has left before anything was replaced.
     fn active(&self) -> Vec<(Status, Active)> {
-        let all = state::find(&self.memory, &self.mappings);
+        let all = state::find(&self.memory, &self.mappings, &self.hidden);
         all.into_iter().filter(|(status, _)| *status != Status::Preparing).collect()
     }
 
     /// The same, however far they are.
     fn patches(&self) -> Vec<Active> {
         self.active().into_iter().map(|(_, patch)| patch).collect()
+    }
+
+    /// What it has in its code, beneath what its tracer has put there.
+    fn code(&self, at: Addr, len_bytes: usize) -> io::Result<Vec<u8>> {
+        self.hidden.read(&self.memory, at, len_bytes)
     }
 
     /// Code of it that makes system calls, and is not in this memory of ours.
@@ -171,7 +179,7 @@ impl Process {
 
     /// Gives back what a command that died has left.
     fn sweep(&self, tracing: &mut dyn Tracing) -> Result<(), LiveError> {
-        let all = state::find(&self.memory, &self.mappings);
+        let all = state::find(&self.memory, &self.mappings, &self.hidden);
         for (_, left) in all.into_iter().filter(|(status, _)| *status == Status::Preparing) {
             self.unmap(tracing, &left).map_err(self.system("unmapping what an earlier command left"))?;
         }
@@ -238,7 +246,7 @@ fn revert_now(pid: Tid, name: Option<&str>, deadline: Duration) -> Result<Done, 
 
 /// What patches have put into the code of a process: who traces it puts its own jumps before these, and leaves them behind.
 pub(crate) fn diverted(memory: &Memory, mappings: &[Mapping]) -> Vec<Diverted> {
-    let patches = state::find(memory, mappings).into_iter().map(|(_, patch)| patch);
+    let patches = state::find(memory, mappings, &Hidden::default()).into_iter().map(|(_, patch)| patch);
     let jumps = patches.flat_map(|patch| {
         let functions = patch.functions.into_iter().map(|function| (function.old, function.jump, function.new));
         functions.chain(patch.detours.into_iter().map(|detour| (detour.at, detour.jump, detour.area.0)))

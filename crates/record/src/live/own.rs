@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use trapline_engine::Addr;
 use trapline_process::quiesce::stop_process;
 
 use super::{
@@ -116,6 +117,14 @@ impl Standstill for Still {
 
     fn is_complete(&self) -> bool {
         self.before.as_ref().is_none_or(|before| threads_of(self.pid).iter().all(|tid| before.contains(tid)))
+    }
+
+    fn read_code(&self, memory: &Memory, at: Addr, len_bytes: usize) -> io::Result<Vec<u8>> {
+        memory.read_vec(at, len_bytes)
+    }
+
+    fn write_code(&mut self, memory: &Memory, at: Addr, bytes: &[u8]) -> io::Result<()> {
+        memory.write(at, bytes)
     }
 
     fn errand(&mut self, memory: &Memory, gadgets: Gadgets, work: &mut Errand<'_>) -> io::Result<()> {

@@ -96,7 +96,7 @@ pub(super) fn prepare(
     let others: Vec<Detour> = active.iter().flat_map(|patch| patch.detours.clone()).collect();
     for (unwinder, detour) in unwinders.iter().zip(&mut draft.detours) {
         let area = room.take(unwinder.near, Unwinder::area_bytes(&fitted))?;
-        pieces.extend(unwinder.lead(&process.memory, detour, area, &fitted, &others)?);
+        pieces.extend(unwinder.lead(process, detour, area, &fitted, &others)?);
     }
     draft.pieces = pieces.iter().map(|piece| (piece.at.value(), piece.len_bytes())).collect();
     Ok(Prepared { draft, pieces })

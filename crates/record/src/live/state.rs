@@ -14,6 +14,7 @@ use super::{PAGE_BYTES, unwinder::Detour};
 use crate::{
     remote::Remote,
     sys::{maps::Mapping, memory::Memory},
+    text::Hidden,
 };
 
 const MAGIC: [u8; 8] = [0x8f, b't', b'p', b'l', b'i', b'v', b'e', b'\n'];
@@ -196,16 +197,16 @@ pub(super) fn give_back(remote: &mut Remote, memory: &Memory, patch: &Active) ->
 }
 
 /// All patches that a process knows of.
-pub(super) fn find(memory: &Memory, mappings: &[Mapping]) -> Vec<(Status, Active)> {
+pub(super) fn find(memory: &Memory, mappings: &[Mapping], hidden: &Hidden) -> Vec<(Status, Active)> {
     let may_be = |mapping: &&Mapping| {
         let is_memory = mapping.inode == 0 && !mapping.is_executable && !mapping.is_private_memory;
         is_memory && !mapping.path.to_string_lossy().starts_with("[v") && mapping.range.len_bytes() <= LARGEST_BYTES
     };
     let starts = mappings.iter().filter(may_be).map(|mapping| mapping.range.start);
-    starts.filter_map(|at| read(memory, at)).collect()
+    starts.filter_map(|at| read(memory, at, hidden)).collect()
 }
 
-fn read(memory: &Memory, at: Addr) -> Option<(Status, Active)> {
+fn read(memory: &Memory, at: Addr, hidden: &Hidden) -> Option<(Status, Active)> {
     let mut header = [0; HEADER_BYTES];
     memory.read(at, &mut header).ok()?;
     let number = |at: usize| header[at..].first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes));
@@ -216,7 +217,7 @@ fn read(memory: &Memory, at: Addr) -> Option<(Status, Active)> {
     let status = Status::WRITTEN.into_iter().find(|status| *status as u32 == number(STATUS_AT))?;
     let patch: Active = (crc32fast::hash(&payload) == number(16)).then(|| serde_json::from_slice(&payload).ok())??;
     let is_diverted = |function: &Replaced| {
-        let there = memory.read_vec(Addr::new(function.old), function.jump.len());
+        let there = hidden.read(memory, Addr::new(function.old), function.jump.len());
         there.is_ok_and(|there| there == function.jump)
     };
     let status = match status {

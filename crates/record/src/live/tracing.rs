@@ -8,6 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use trapline_engine::Addr;
+
 use super::Process;
 use crate::{
     inject::Gadgets,
@@ -46,6 +48,12 @@ pub(crate) trait Standstill {
 
     /// Whether no thread runs: those that were let on may have started some.
     fn is_complete(&self) -> bool;
+
+    /// What the program has in its code, without what its tracer has put there.
+    fn read_code(&self, memory: &Memory, at: Addr, len_bytes: usize) -> io::Result<Vec<u8>>;
+
+    /// Puts a jump there, or what was there before. It holds for whoever calls the function, in whatever way; what its tracer has put there stays.
+    fn write_code(&mut self, memory: &Memory, at: Addr, bytes: &[u8]) -> io::Result<()>;
 
     /// Has a thread do something.
     fn errand(&mut self, memory: &Memory, gadgets: Gadgets, work: &mut Errand<'_>) -> io::Result<()>;

@@ -15,9 +15,10 @@ use trapline_image::{Image, Rung};
 use trapline_patch::Linked;
 
 use super::{
-    JUMP_BYTES, LiveError, PAGE_BYTES, Piece,
+    JUMP_BYTES, LiveError, PAGE_BYTES, Piece, Process,
     code::{self, DATA_OFFSET},
     objects::{Object, Objects},
+    tracing::Standstill,
 };
 use crate::sys::memory::Memory;
 
@@ -116,7 +117,7 @@ impl Unwinder {
     /// Completes its detour for an area, and says what goes there. `others` are the detours that the process has.
     pub(super) fn lead(
         &self,
-        memory: &Memory,
+        process: &Process,
         detour: &mut Detour,
         area: AddrRange,
         linked: &Linked,
@@ -131,7 +132,7 @@ impl Unwinder {
         code.extend(moved.bytes);
         detour.area = (area.start.value(), area.len_bytes());
         detour.jump = encode::jmp(self.at, area.start, Mode::Bits64).map_err(|_| out_of_reach())?.to_vec();
-        let next = self.next(memory, copy_at, others)?;
+        let next = self.next(process, copy_at, others)?;
         let all = linked.code;
         let mut words = vec![next.value(), all.start.value(), all.len_bytes(), linked.frames.len() as u64];
         let frames = linked.frames.iter();
@@ -141,9 +142,9 @@ impl Unwinder {
     }
 
     /// Where those addresses go that are not ours: to who is there now.
-    fn next(&self, memory: &Memory, copy_at: Addr, others: &[Detour]) -> Result<Addr, LiveError> {
+    fn next(&self, process: &Process, copy_at: Addr, others: &[Detour]) -> Result<Addr, LiveError> {
         let changed = || LiveError::OtherCode { function: format!("{FINDS} of {}", self.object), at: self.at };
-        let there = memory.read_vec(self.at, JUMP_BYTES).map_err(|_| changed())?;
+        let there = process.code(self.at, JUMP_BYTES).map_err(|_| changed())?;
         if there == self.window[..JUMP_BYTES] {
             return Ok(copy_at);
         }
@@ -181,20 +182,20 @@ impl Detour {
     }
 
     /// Puts the jump there. Nobody moves.
-    pub(super) fn insert(&self, memory: &Memory) -> io::Result<()> {
-        memory.write(Addr::new(self.at), &self.jump)
+    pub(super) fn insert(&self, still: &mut dyn Standstill, memory: &Memory) -> io::Result<()> {
+        still.write_code(memory, Addr::new(self.at), &self.jump)
     }
 
     /// Takes the jump, or what leads here from another detour. Nobody moves.
-    pub(super) fn remove(&self, memory: &Memory, others: &[Self]) -> io::Result<()> {
+    pub(super) fn remove(&self, still: &mut dyn Standstill, memory: &Memory, others: &[Self]) -> io::Result<()> {
         let at = Addr::new(self.at);
         // The unwinder was unloaded.
-        let Ok(there) = memory.read_vec(at, JUMP_BYTES) else { return Ok(()) };
+        let Ok(there) = still.read_code(memory, at, JUMP_BYTES) else { return Ok(()) };
         let next = Addr::new(memory.read_word(self.next_at())?);
         let is_last = next == self.copy_at();
         if there == self.jump {
             let before = if is_last { self.original.clone() } else { jump(at, next)? };
-            return memory.write(at, &before);
+            return still.write_code(memory, at, &before);
         }
         for other in others.iter().filter(|other| other.at == self.at) {
             if memory.read_word(other.next_at())? == self.entry().value() {
