@@ -3,7 +3,7 @@
 //! Owns both forms of the description, and [`print()`] for all verbs that read. Invariant: a reader of standard output that goes away is no error.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
     io::{self, Write as _},
     path::PathBuf,
@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use clap::Args;
 use serde_json::{Value, json};
-use trapline_trace::{Catalog, Reader};
+use trapline_trace::{Catalog, Chunk, FunctionRef, Reader, Unload};
 
 use crate::{
     Outcome, color,
@@ -40,7 +40,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome> {
     let mut reader = Reader::open(&arguments.input)?;
     let mut catalog = Catalog::new();
     let (mut records, mut calls, mut first, mut last) = (0_u64, 0_u64, u64::MAX, 0_u64);
+    let mut unloads = Vec::new();
     while let Some(chunk) = reader.next_chunk()? {
+        if let Chunk::Unload(unload) = &chunk {
+            unloads.push(*unload);
+        }
         if let Some(events) = catalog.take(chunk) {
             records += u64::from(events.records);
             calls += u64::from(events.calls);
@@ -63,12 +67,33 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome> {
         "modules": catalog.modules.values().map(|module| json!({
             "path": module.path, "build_id": module.build_id, "functions": module.functions,
         })).collect::<Vec<Value>>(),
-        "traced": traced, "total": total, "untraced": reasons, "calls": calls, "records": records,
+        "patches": patches(&catalog, &unloads, first), "traced": traced, "total": total, "untraced": reasons, "calls": calls, "records": records,
         "bytes": reader.offset(), "lost": lost_json(&catalog, reader.damage()),
     });
     let text = if arguments.json { format!("{info}\n") } else { told(&info) };
     print(&text)?;
     Ok(Outcome::Good)
+}
+
+/// Live patches, and when they came and went, from the first event.
+fn patches(catalog: &Catalog, unloads: &[Unload], first: u64) -> Vec<Value> {
+    let is_of_patch =
+        |found: &FunctionRef<'_>| found.function.is_some_and(|function| function.untraced.as_deref() == Some("patch"));
+    let modules: BTreeSet<u32> =
+        catalog.functions().filter(is_of_patch).filter_map(|found| Some(found.module?.id)).collect();
+    let clock = catalog.clock();
+    let loads = catalog.loads.iter().filter(|load| modules.contains(&load.module));
+    let since_first = |tsc: u64| clock.ns(tsc.saturating_sub(first));
+    loads
+        .map(|load| {
+            let unload = unloads.iter().find(|unload| (unload.process, unload.module) == (load.process, load.module));
+            json!({
+                "name": catalog.modules.get(&load.module).map(|module| &module.path),
+                "pid": catalog.processes.get(&load.process).map(|process| process.pid),
+                "from_ns": since_first(load.tsc), "until_ns": unload.map(|unload| since_first(unload.tsc)),
+            })
+        })
+        .collect()
 }
 
 /// How many functions are traced, how many there are, and why the others are not.
@@ -122,6 +147,16 @@ fn told(info: &Value) -> String {
     let _ = writeln!(told, "threads    {}", number("threads"));
     for thread in info["thread_names"].as_array().into_iter().flatten() {
         let _ = writeln!(told, "thread     {} {}", thread["tid"], thread["name"].as_str().unwrap_or_default());
+    }
+    for patch in info["patches"].as_array().into_iter().flatten() {
+        let until = patch["until_ns"].as_u64().map_or_else(String::new, |until| format!(" to {}", duration(until)));
+        let from = duration(patch["from_ns"].as_u64().unwrap_or(0));
+        let _ = writeln!(
+            told,
+            "patch      {} in {}, from {from}{until}",
+            patch["name"].as_str().unwrap_or_default(),
+            patch["pid"]
+        );
     }
     for module in info["modules"].as_array().into_iter().flatten() {
         let _ = writeln!(

@@ -165,7 +165,11 @@ fn seconds(seconds: f64) -> Result<Duration> {
 }
 
 fn refused(error: LiveError) -> anyhow::Error {
-    if matches!(error, LiveError::System { .. }) { error.into() } else { Refused(error.to_string()).into() }
+    if matches!(error, LiveError::System { .. } | LiveError::ByRecorder { is_failure: true, .. }) {
+        error.into()
+    } else {
+        Refused(error.to_string()).into()
+    }
 }
 
 fn tell(what: &str, pid: i32, done: &Done, took: Duration, as_json: bool) -> Result<Outcome> {

@@ -9,7 +9,7 @@ use trapline_abi::agent::{
 };
 use trapline_engine::{
     Addr, AddrRange, Mode,
-    insn::{InsnBytes, OutOfReach, RelocateOptions, RelocateReason, Relocated, encode, relocate},
+    insn::{InsnBytes, OutOfReach, RelocateError, RelocateOptions, RelocateReason, Relocated, encode, relocate},
 };
 
 use crate::{
@@ -347,13 +347,7 @@ fn part(image: &Image, request: &ArmRequest<'_>, wanted: Wanted<'_>, room: Room)
             instead(mode, off, diverted, relocated.ok())?
         }
         Some(_) => return Err(Reason::Patched),
-        None => {
-            let moved = relocated.map_err(|error| match error.reason {
-                RelocateReason::OperandOutOfReach => Reason::OutOfReach,
-                _ => Reason::NotRelocatable(error),
-            })?;
-            (moved, None)
-        }
+        None => (relocated.map_err(not_moved)?, None),
     };
     if moved.bytes.len() > usize::from(plan.stub_bytes) {
         return Err(Reason::OutOfReach);
@@ -442,17 +436,21 @@ fn instead(
     relocated: Option<Relocated>,
 ) -> Result<(Relocated, Option<Vec<u8>>), Reason> {
     let mut bytes = encode::jmp(off, diverted.to, mode).map_err(|_| Reason::OutOfReach)?.to_vec();
-    Ok(match relocated.filter(|relocated| relocated.bytes.len() >= bytes.len()) {
-        Some(relocated) => {
-            bytes.resize(relocated.bytes.len(), FILLER);
-            let own = relocated.bytes.clone();
-            (Relocated { bytes, ..relocated }, Some(own))
-        }
-        None => {
-            let boundaries = vec![(0, 0)];
-            (Relocated { bytes, consumed_bytes: diverted.jump.len(), boundaries, emulates_call: false }, None)
-        }
-    })
+    let Some(relocated) = relocated.filter(|relocated| relocated.bytes.len() >= bytes.len()) else {
+        let consumed_bytes = diverted.jump.len();
+        return Ok((Relocated { bytes, consumed_bytes, boundaries: vec![(0, 0)], emulates_call: false }, None));
+    };
+    bytes.resize(relocated.bytes.len(), FILLER);
+    let own = relocated.bytes.clone();
+    Ok((Relocated { bytes, ..relocated }, Some(own)))
+}
+
+/// Why a function's instructions cannot be in its stub.
+fn not_moved(error: RelocateError) -> Reason {
+    match error.reason {
+        RelocateReason::OperandOutOfReach => Reason::OutOfReach,
+        _ => Reason::NotRelocatable(error),
+    }
 }
 
 /// One of the [`Entries`].

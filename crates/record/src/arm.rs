@@ -28,6 +28,7 @@ use trapline_trace::{Function, Load, Module, Unload};
 use crate::{
     Options,
     agent::Agent,
+    divert::Undiverted,
     drain::Drain,
     exec::{NewImage, Untraceable},
     pending::Pending,
@@ -354,6 +355,13 @@ impl Armory {
         self.others.entry(key).or_insert(known).clone()
     }
 
+    /// Numbers for a module whose functions have no sites, and for its first function; `None` if there are too many.
+    pub(crate) fn reserve_module(&mut self, functions: usize) -> Option<(u32, u32)> {
+        let first_site = self.next_site;
+        self.next_site = first_site.checked_add(u32::try_from(functions).ok()?).filter(|next| *next <= MAX_SITES)?;
+        Some((self.new_module(), first_site))
+    }
+
     fn new_module(&mut self) -> u32 {
         self.next_module += 1;
         self.next_module - 1
@@ -432,7 +440,11 @@ impl Armory {
         if module.selected.is_empty() && module.shims.is_empty() {
             return Ok(());
         }
-        if let Some(stubs) = space.stubs.get(&loaded.key()) {
+        if let Some(stubs) = space.stubs.get_mut(&loaded.key()) {
+            if !stubs.set_aside.is_empty() {
+                let shared = || Untraceable("a child goes on with a patch of what was unloaded here".to_owned());
+                Arc::get_mut(stubs).ok_or_else(shared)?.forget_patches();
+            }
             return pending.edit(&stubs.writes);
         }
         let shims: Vec<_> = module.shims.iter().map(|shim| shim.led_through(&space.agent)).collect();
@@ -464,9 +476,17 @@ impl Armory {
         let to_process =
             |range: AddrRange| AddrRange::new(range.start.offset(loaded.bias.cast_signed()), range.len_bytes());
         let unwinder = module.unwinder.map(to_process);
-        let (sites, writes) = (armed.sites, armed.writes);
-        let mode = space.agent.mode;
-        let stubs = Stubs { mode, at: stubs_at, memory: shared, sites, writes, of_unwinders, unwinder };
+        let stubs = Stubs {
+            mode: space.agent.mode,
+            at: stubs_at,
+            memory: shared,
+            sites: armed.sites,
+            unselected: armed.unselected,
+            set_aside: armed.set_aside.into_iter().map(Undiverted::from).collect(),
+            writes: armed.writes,
+            of_unwinders,
+            unwinder,
+        };
         space.stubs.insert(loaded.key(), Arc::new(stubs));
         Ok(())
     }

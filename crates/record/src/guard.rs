@@ -23,6 +23,7 @@ use trapline_process::quiesce::stop_process;
 use crate::{
     agent::Agent,
     arm,
+    divert::Amended,
     drain::SpaceId,
     inject::Gadgets,
     leave::{self, Footprint},
@@ -41,6 +42,7 @@ const HOLD: u64 = 1;
 const EXTEND: u64 = 2;
 const LET_GO: u64 = 3;
 const DONE: u64 = 4;
+const AMEND: u64 = 5;
 
 /// How long threads may take to stand still.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -67,12 +69,7 @@ impl Guard {
             put_ranges(&mut words, ranges);
         }
         for writes in [&footprint.writes, &footprint.of_unwinders] {
-            words.push(writes.len() as u64);
-            for write in writes {
-                words.push(write.at.value());
-                words.extend(packed(&write.expected));
-                words.extend(packed(&write.new));
-            }
+            put_writes(&mut words, writes);
         }
         self.send(HOLD, &words);
     }
@@ -83,6 +80,14 @@ impl Guard {
         put_ranges(&mut words, code);
         put_ranges(&mut words, mapped);
         self.send(EXTEND, &words);
+    }
+
+    /// Tells it that edits are others now.
+    pub(crate) fn amend(&self, id: SpaceId, amended: &Amended) {
+        let mut words = vec![u64::from(id.0)];
+        put_writes(&mut words, &amended.gone);
+        put_writes(&mut words, &amended.come);
+        self.send(AMEND, &words);
     }
 
     /// The process is left, or has ended.
@@ -109,6 +114,15 @@ impl Drop for Guard {
 fn put_ranges(words: &mut Vec<u64>, ranges: &[AddrRange]) {
     words.push(ranges.len() as u64);
     words.extend(ranges.iter().flat_map(|range| [range.start.value(), range.end.value()]));
+}
+
+fn put_writes(words: &mut Vec<u64>, writes: &[Write]) {
+    words.push(writes.len() as u64);
+    for write in writes {
+        words.push(write.at.value());
+        words.extend(packed(&write.expected));
+        words.extend(packed(&write.new));
+    }
 }
 
 /// The bytes of an instruction and their count, in two words.
@@ -169,7 +183,8 @@ fn read_held(words: &mut Words<'_>) -> Option<Held> {
     let gadgets = Gadgets { syscall_ret: Addr::new(words.next()), sigreturn: Addr::new(words.next()), mode };
     let (code, mapped, unwinders) = (words.ranges(), words.ranges(), words.ranges());
     let (writes, of_unwinders) = (words.writes(), words.writes());
-    Some(Held { pid, footprint: Footprint { agent, code, mapped, unwinders, writes, of_unwinders, gadgets } })
+    let instead = Vec::new();
+    Some(Held { pid, footprint: Footprint { agent, code, mapped, unwinders, writes, of_unwinders, gadgets, instead } })
 }
 
 fn read_message(pipe: &mut File) -> Option<(u64, Vec<u64>)> {
@@ -196,6 +211,13 @@ fn watch(mut pipe: File) {
                 if let Some(Held { footprint, .. }) = held.get_mut(&id) {
                     footprint.code = words.ranges();
                     footprint.mapped = words.ranges();
+                }
+            }
+            AMEND => {
+                if let Some(Held { footprint, .. }) = held.get_mut(&id) {
+                    let amended = Amended { gone: words.writes(), come: words.writes() };
+                    amended.apply(&mut footprint.writes);
+                    amended.apply(&mut footprint.of_unwinders);
                 }
             }
             LET_GO => drop(held.remove(&id)),

@@ -21,6 +21,7 @@ use trapline_image::Write;
 use trapline_process::quiesce::{OtherProcess, RangeSet, ThreadRegisters};
 
 use crate::{
+    divert::ENDBR64,
     exec::Untraceable,
     inject::Gadgets,
     places::Places,
@@ -53,6 +54,8 @@ pub(crate) struct Footprint {
     pub(crate) of_unwinders: Vec<Write>,
     /// Code of its own that makes system calls.
     pub(crate) gadgets: Gadgets,
+    /// Where nobody may go on any more once the code is as it was, as a live patch's jump is there, and where to go on instead.
+    pub(crate) instead: Vec<(Addr, Addr)>,
 }
 
 /// Why a process cannot be left yet: a thread, and where it is.
@@ -105,6 +108,9 @@ impl Footprint {
     /// Takes edits of code back.
     pub(crate) fn disarm(&mut self, memory: &Memory) -> io::Result<()> {
         text::undo(memory, &mut self.writes)?;
+        // A jump that begins before such an instruction covers what is behind it.
+        let covered = self.writes.iter().filter(|edit| edit.new.starts_with(&ENDBR64));
+        self.instead.extend(covered.map(|edit| (edit.at.after(ENDBR64.len()), edit.at)));
         self.writes.clear();
         Ok(())
     }
@@ -191,7 +197,8 @@ impl Footprint {
             if places.is_none() {
                 *places = Some(Places::read(memory, &self.agent)?);
             }
-            places.as_ref().and_then(|places| places.code_at(pc))
+            let instead = |to: Addr| self.instead.iter().find(|(at, _)| *at == to).map_or(to, |(_, instead)| *instead);
+            places.as_ref().and_then(|places| places.code_at(pc)).map(instead)
         };
         let Some(to) = to else { return Ok(Place::Inside) };
         registers.rip = to.value();

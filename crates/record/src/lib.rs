@@ -22,6 +22,7 @@
 
 pub mod agent;
 mod arm;
+mod divert;
 mod drain;
 mod error;
 mod exec;
@@ -212,6 +213,8 @@ fn run(
     spawn::raise_descriptor_limit();
     let inbox = Inbox::new().doing(|| "taking over signals".to_owned())?;
     let waker = inbox.waker().doing(|| "taking over signals".to_owned())?;
+    #[cfg(target_arch = "x86_64")]
+    let patch_waker = inbox.waker().doing(|| "taking over signals".to_owned())?;
     let (tell, changed) = mpsc::channel();
     let drain = Drain::start(writer, options.on_full, Arc::clone(&progress.0), move |space| {
         // The tracer is gone when everything has ended.
@@ -221,7 +224,14 @@ fn run(
     });
     let drain = drain.doing(|| "starting a thread".to_owned())?;
     let armory = Armory::new().doing(|| "sharing the agent".to_owned())?;
-    let outcome = work(Tracer::new(options, inbox, changed, &drain, armory));
+    let tracer = Tracer::new(options, inbox, changed, &drain, armory);
+    // Where somebody else has its name, patches wait until the recording has ended.
+    #[cfg(target_arch = "x86_64")]
+    let (_service, jobs) =
+        live::serve::Service::start(patch_waker).map_or((None, None), |(service, jobs)| (Some(service), Some(jobs)));
+    #[cfg(target_arch = "x86_64")]
+    let tracer = tracer.with_jobs(jobs);
+    let outcome = work(tracer);
     drain.write(|writer| writer.calibration(&[clock_point()]));
     let finished = drain.finish();
     let (outcome, armory) = outcome?;

@@ -53,6 +53,11 @@ impl Places {
         Ok(Self { mode: agent.mode, areas })
     }
 
+    /// Whether an address is one of a stub.
+    pub(crate) fn is_stub(&self, at: Addr) -> bool {
+        self.areas.iter().any(|area| area.range.contains(at))
+    }
+
     /// The instruction of the program that the one at `stub` stands for.
     pub(crate) fn code_at(&self, stub: Addr) -> Option<Addr> {
         let area = self.areas.iter().find(|area| area.range.contains(stub))?;

@@ -1,6 +1,6 @@
 //! The shadows of a process's stacks, as its recorder reads them.
 //!
-//! Owns [`blocks`], which stacks have a shadow and where, and [`return_of`] and [`return_in`], what those say. The agent's side is its `shadow` module; the layouts are
+//! Owns [`blocks`], which stacks have a shadow and where, and [`return_of`], [`return_at`] and [`return_in`], what those say. The agent's side is its `shadow` module; the layouts are
 //! `trapline_abi::thread`'s. Invariant: nothing is changed.
 
 use std::io;
@@ -61,6 +61,20 @@ pub(crate) fn return_of(agent: &AgentAt, memory: &Memory, stack: Addr) -> io::Re
             memory.read_word(Addr::new(shadow)).map(|address| Some(Addr::new(address)))
         }
     }
+}
+
+/// Where the function returns to whose return address was in a slot that is hooked; `None` if no shadow says so.
+pub(crate) fn return_at(agent: &AgentAt, memory: &Memory, slot: Addr) -> Option<u64> {
+    let shadow = match agent.mode {
+        Mode::Bits64 => shadow_address(slot.value()),
+        Mode::Bits32 => {
+            let address = u32::try_from(slot.value()).ok()?;
+            let entry = agent.shadows.after((address >> narrow::BLOCK_SHIFT) as usize * size_of::<u32>());
+            let entry = memory.read_pointer(agent.mode, entry).ok()?;
+            narrow::shadow_address(u32::try_from(entry).ok()?, address)?.into()
+        }
+    };
+    return_in(agent.mode, slot, &memory.read_vec(Addr::new(shadow), BYTES).ok()?)
 }
 
 /// The same at 32 bit, where the function may have taken arguments off the stack too: as `trapline_return` does it.

@@ -6,6 +6,7 @@
 
 use std::{
     collections::HashMap,
+    ffi::CStr,
     io,
     mem::offset_of,
     os::fd::RawFd,
@@ -24,6 +25,7 @@ use trapline_trace::Load;
 
 use crate::{
     arm::KnownModule,
+    divert::Undiverted,
     handing,
     inject::{Gadgets, ThreadRoom},
     leave::Footprint,
@@ -64,12 +66,37 @@ pub(crate) struct Stubs {
     pub(crate) memory: Arc<SharedMemory>,
     /// The sites that lead to them.
     pub(crate) sites: Vec<ArmedSite>,
+    /// Functions that have a stub, and are not traced.
+    pub(crate) unselected: Vec<ArmedSite>,
+    /// Of functions that live patches divert, what they are without that.
+    pub(crate) set_aside: Vec<Undiverted>,
     /// What leads to them in the module's code.
     pub(crate) writes: Vec<Write>,
     /// Those of them that lead unwinders through the agent.
     pub(crate) of_unwinders: Vec<Write>,
     /// Where the module's unwinder is.
     pub(crate) unwinder: Option<AddrRange>,
+}
+
+impl Stubs {
+    /// The same, in memory of their own.
+    pub(crate) fn copied(&self, name: &CStr) -> io::Result<Self> {
+        let len_bytes = self.memory.len_bytes();
+        let memory = SharedMemory::new(name, len_bytes)?;
+        let bytes: Vec<u8> = (0..len_bytes).map(|offset| self.memory.byte(offset)).collect();
+        memory.fill(0, &bytes);
+        Ok(Self {
+            mode: self.mode,
+            at: self.at,
+            memory: Arc::new(memory),
+            sites: self.sites.clone(),
+            unselected: self.unselected.clone(),
+            set_aside: self.set_aside.clone(),
+            writes: self.writes.clone(),
+            of_unwinders: self.of_unwinders.clone(),
+            unwinder: self.unwinder,
+        })
+    }
 }
 
 /// Where the agent's entries are.
@@ -216,7 +243,8 @@ impl Space {
         let all = self.writes.iter().chain(stubs().flat_map(|stubs| &stubs.writes));
         let writes = all.filter(|write| !of_unwinders.contains(write)).copied().collect();
         let unwinders = stubs().filter_map(|stubs| stubs.unwinder).collect();
-        Some(Footprint { agent: self.agent, code, mapped, unwinders, writes, of_unwinders, gadgets: self.gadgets? })
+        let (agent, gadgets, instead) = (self.agent, self.gadgets?, Vec::new());
+        Some(Footprint { agent, code, mapped, unwinders, writes, of_unwinders, gadgets, instead })
     }
 
     /// What the process has mapped of modules that are in the trace.

@@ -6,18 +6,21 @@
 //! wrong; a process that cannot be traced runs untraced, and the summary says why.
 
 mod attach;
+#[cfg(target_arch = "x86_64")]
+mod patch;
 mod stop;
+mod task;
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     fs, io,
     sync::{Arc, mpsc::Receiver},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use trapline_abi::thread::{RESET_BYTES, Thread};
 use trapline_engine::{Addr, Mode};
-use trapline_trace::{How, Process};
+use trapline_trace::{How, Load, Process};
 
 use crate::{
     Options,
@@ -40,51 +43,18 @@ use crate::{
     toggle::Toggler,
 };
 pub use stop::Stops;
+use task::{Lent, Task, status_field};
+pub(crate) use task::{id_inside, thread_group};
 
-/// A thread, or the only thread of a process.
-#[derive(Debug)]
-struct Task {
-    /// Its process: an id of [`Tracer::processes`].
-    process: u32,
-    /// Whose memory it uses; `None` if that is not traced.
-    space: Option<SpaceId>,
-    /// An image that is being loaded.
-    loading: Option<Box<NewImage>>,
-    /// Its id as it sees it itself.
-    tid_inside: u32,
-    /// What a sandbox forbids it, whatever it executes.
-    forbidden: u64,
-    /// Its thread state, while a vfork child goes on with that.
-    lent: Option<Lent>,
-    /// The pointer to its state, if the recorder has given it one.
-    given: Option<Addr>,
-    /// Whether it is a new thread that is to get one.
-    is_to_be_given: bool,
-}
-
-impl Task {
-    /// One of which nothing is known yet.
-    fn new(process: u32, tid_inside: u32) -> Self {
-        Self {
-            process,
-            space: None,
-            loading: None,
-            tid_inside,
-            forbidden: 0,
-            lent: None,
-            given: None,
-            is_to_be_given: false,
-        }
-    }
-}
-
-/// What a vfork child has borrowed.
-#[derive(Clone, Debug)]
-struct Lent {
-    /// Where the [`Thread`] lies.
-    thread: Addr,
-    /// What it was.
-    state: Vec<u8>,
+/// Whether live patches come and go.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Patching {
+    /// Not before processes are armed.
+    NotYet,
+    /// Yes.
+    Welcome,
+    /// One does, and others wait.
+    UnderWay,
 }
 
 /// How the traced tree went.
@@ -129,6 +99,15 @@ pub(crate) struct Tracer<'a> {
     is_attached: bool,
     /// Whether processes are being left.
     is_leaving: bool,
+    /// When it is to be left, whatever happens.
+    end: Option<Instant>,
+    /// What commands want that patch processes.
+    #[cfg(target_arch = "x86_64")]
+    jobs: Option<Receiver<crate::live::serve::Job>>,
+    /// Whether they are done.
+    patching: Patching,
+    /// Live patches that the trace knows of, by process and where they are.
+    patches: HashMap<(u32, u64), Load>,
     main: Tid,
     next_process: u32,
     next_space: u32,
@@ -161,10 +140,30 @@ impl<'a> Tracer<'a> {
             guard: None,
             is_attached: false,
             is_leaving: false,
+            end: None,
+            #[cfg(target_arch = "x86_64")]
+            jobs: None,
+            patching: Patching::NotYet,
+            patches: HashMap::new(),
             main: 0,
             next_process: 0,
             next_space: 0,
             outcome: Outcome::default(),
+        }
+    }
+
+    /// Does also what these jobs are.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn with_jobs(self, jobs: Option<Receiver<crate::live::serve::Job>>) -> Self {
+        Self { jobs, ..self }
+    }
+
+    /// Passes on what people have sent to the program.
+    fn pass_on(&mut self) {
+        for signal in std::mem::take(&mut self.heard) {
+            if spawn::is_passed_on(signal) {
+                spawn::kill(self.main, signal);
+            }
         }
     }
 
@@ -183,18 +182,19 @@ impl<'a> Tracer<'a> {
         let process = self.new_process(child.pid, None, How::Launched);
         self.tasks.insert(child.pid, Task::new(process, id_inside(child.pid)));
         let failure = child.go();
+        self.patching = Patching::Welcome;
         loop {
             match ptrace::poll_any() {
                 Ok(Some((tid, stop))) => self.stopped(tid, stop),
                 Ok(None) => {
                     self.see_to_requests();
+                    #[cfg(target_arch = "x86_64")]
+                    self.see_to_patches();
                     self.toggle();
                     let patience = self.toggler.as_ref().map_or(AT_LEAST, Toggler::wait);
-                    for signal in self.inbox.wait(patience).doing(|| "waiting for the program".to_owned())? {
-                        if spawn::is_passed_on(signal) {
-                            spawn::kill(self.main, signal);
-                        }
-                    }
+                    let heard = self.inbox.wait(patience).doing(|| "waiting for the program".to_owned())?;
+                    self.heard.extend(heard);
+                    self.pass_on();
                 }
                 // No child is left.
                 Err(_) => break,
@@ -275,7 +275,11 @@ impl<'a> Tracer<'a> {
         let shares_memory =
             is_thread || spawn::share_memory(parent, child).unwrap_or(matches!(stop, Stop::Vfork | Stop::Clone));
         if !is_thread {
-            process = self.new_process(child, Some(process), if shares_memory { How::Vfork } else { How::Fork });
+            let how = if shares_memory { How::Vfork } else { How::Fork };
+            let child = self.new_process(child, Some(process), how);
+            #[cfg(target_arch = "x86_64")]
+            self.inherit_patches(process, child);
+            process = child;
         }
         let child_space = match space {
             Some(space) if shares_memory => {
@@ -673,23 +677,6 @@ fn resume_with(tid: Tid, signals: &[i32]) {
         spawn::kill(tid, *signal);
     }
     resume(tid, signals.first().copied().unwrap_or(0));
-}
-
-fn status_field(tid: Tid, name: &str) -> Option<String> {
-    let status = fs::read_to_string(format!("/proc/{tid}/status")).ok()?;
-    status.lines().find_map(|line| line.strip_prefix(name)).map(|value| value.trim().to_owned())
-}
-
-/// The id of a thread's process.
-pub(crate) fn thread_group(tid: Tid) -> Option<Tid> {
-    status_field(tid, "Tgid:")?.parse().ok()
-}
-
-/// A thread's id as its own pid namespace numbers it.
-pub(crate) fn id_inside(tid: Tid) -> u32 {
-    let ids = status_field(tid, "NSpid:");
-    let inside = ids.as_deref().and_then(|ids| ids.split_whitespace().last()).and_then(|id| id.parse().ok());
-    inside.unwrap_or(tid.cast_unsigned())
 }
 
 const _: () = assert!(RESET_BYTES < size_of::<Thread>());

@@ -6,6 +6,7 @@ mod callbacks;
 mod cargo;
 mod debugger;
 mod package;
+mod recorded;
 mod refused;
 mod several;
 mod target;

@@ -1,6 +1,7 @@
 //! The program that is patched, and what is asked of it.
 
 use std::{
+    fs,
     io::{BufRead, BufReader, Write},
     path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
@@ -94,6 +95,7 @@ fn run(command: &mut Command) {
 /// The program as it runs. It ends when this is dropped, or after five minutes.
 pub(crate) struct Target {
     child: Child,
+    pid: u32,
     input: ChildStdin,
     output: BufReader<ChildStdout>,
 }
@@ -132,23 +134,38 @@ impl Target {
 
     pub(crate) fn start_with(built: &Built, arguments: &[&str]) -> Self {
         let mut command = Command::new(built.path());
-        let mut child = command
-            .args(arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("a program that starts");
+        command.args(arguments);
+        Self::run(command, |child| child)
+    }
+
+    /// Launched by a recorder.
+    pub(crate) fn launched(built: &Built, trace: &Path, options: &[&str]) -> Self {
+        let words = trapline::record(trace, options);
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]).arg(built.path());
+        let first_child = |recorder: u32| {
+            let children = fs::read_to_string(format!("/proc/{recorder}/task/{recorder}/children"));
+            let children = children.expect("a recorder");
+            // With switched sites there is a helper, too.
+            children.split_whitespace().next().expect("a child").parse().expect("a number")
+        };
+        Self::run(command, first_child)
+    }
+
+    fn run(mut command: Command, pid_of: impl FnOnce(u32) -> u32) -> Self {
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("a program that starts");
         let input = child.stdin.take().expect("a pipe");
         let output = BufReader::new(child.stdout.take().expect("a pipe"));
-        let mut target = Self { child, input, output };
+        let mut target = Self { pid: child.id(), child, input, output };
         assert_eq!(target.line(), "ready\n");
+        target.pid = pid_of(target.pid);
         // Everything is there that comes with the first answers.
         target.ask();
         target
     }
 
     pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
+        self.pid
     }
 
     fn line(&mut self) -> String {
@@ -194,7 +211,8 @@ impl Target {
     }
 
     fn stop(&mut self) {
-        let _ = self.child.kill();
+        // It may be somebody else's child, who has something to do when it ends.
+        let _ = Command::new("kill").args(["-KILL", &self.pid.to_string()]).status();
         let _ = self.child.wait();
     }
 }

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::sys::{
     clock::Moment,
-    memory::OtherMemory,
+    memory::{Memory, OtherMemory, further},
     pages::PageVec,
     procfs::TaskDir,
     ptrace::{Registers, mode_of_segment},
@@ -91,6 +91,30 @@ impl OtherProcess {
         words: &RangeSet,
         contexts: &RangeSet,
     ) -> Option<Blocker> {
+        Self::blocker_in(&self.memory, &self.map, tid, registers, words, contexts)
+    }
+
+    /// The same, for a thread on whose stack a tracer has put `hook` in the place of return addresses. `original` says which, by where the word is, if that is one of them.
+    pub fn blocker_behind(
+        &self,
+        tid: Tid,
+        registers: &ThreadRegisters,
+        words: &RangeSet,
+        contexts: &RangeSet,
+        (hook, original): (u64, &dyn Fn(Addr) -> Option<u64>),
+    ) -> Option<Blocker> {
+        let memory = Unhooked { memory: &self.memory, mode: mode_of(registers), hook, original };
+        Self::blocker_in(&memory, &self.map, tid, registers, words, contexts)
+    }
+
+    fn blocker_in(
+        memory: &impl Memory,
+        map: &MemoryMap,
+        tid: Tid,
+        registers: &ThreadRegisters,
+        words: &RangeSet,
+        contexts: &RangeSet,
+    ) -> Option<Blocker> {
         let mode = mode_of(registers);
         let thread_pointer = match mode {
             Mode::Bits32 => registers.gs_base,
@@ -107,8 +131,34 @@ impl OtherProcess {
             thread_pointer: (thread_pointer != 0).then_some(Addr::new(thread_pointer)),
             floor: None,
         };
-        let inspector = Inspector::new(mode, &self.memory, &self.map, words);
+        let inspector = Inspector::new(mode, memory, map, words);
         inspector.with_contexts(contexts).blocker_of(tid, context)
+    }
+}
+
+/// A process's memory, as it is without a tracer's hooks.
+struct Unhooked<'a> {
+    memory: &'a OtherMemory,
+    mode: Mode,
+    hook: u64,
+    original: &'a dyn Fn(Addr) -> Option<u64>,
+}
+
+impl Memory for Unhooked<'_> {
+    fn read(&self, at: Addr, buffer: &mut [u8]) -> usize {
+        let count = self.memory.read(at, buffer);
+        let word_bytes = self.mode.word_bytes() as usize;
+        let hook = self.hook.to_le_bytes();
+        // Return addresses that are hooked are in whole words.
+        let first = usize::try_from(at.value().wrapping_neg() % word_bytes as u64).unwrap_or(0).min(count);
+        for (index, word) in buffer[first..count].chunks_exact_mut(word_bytes).enumerate() {
+            if *word == hook[..word_bytes]
+                && let Some(original) = (self.original)(further(at, first + index * word_bytes))
+            {
+                word.copy_from_slice(&original.to_le_bytes()[..word_bytes]);
+            }
+        }
+        count
     }
 }
 

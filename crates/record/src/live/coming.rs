@@ -57,6 +57,11 @@ impl Coming {
         Ok(Self { process, objects, walker, how, draft, pieces, active, previous })
     }
 
+    /// Whether nothing is to be changed.
+    pub(crate) fn is_dry_run(&self) -> bool {
+        self.how.is_dry_run
+    }
+
     /// Has it come.
     pub(crate) fn carry_out(self, tracing: &mut dyn Tracing) -> Result<Done, LiveError> {
         let Self { process, objects, walker, how, draft, pieces, active, previous } = self;

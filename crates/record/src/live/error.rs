@@ -130,6 +130,20 @@ pub enum LiveError {
         /// The patch.
         name: String,
     },
+    /// A recorder has the process, and is coming or going.
+    #[error("the recorder of process {pid} was just coming or leaving; try it again")]
+    RecorderLeaves {
+        /// The process.
+        pid: Tid,
+    },
+    /// The recorder that has the process says so.
+    #[error("{text}")]
+    ByRecorder {
+        /// Its words.
+        text: String,
+        /// Whether something failed, which it should not have.
+        is_failure: bool,
+    },
     /// A call of the operating system failed.
     #[error("process {pid}: {doing}: {source}")]
     System {
@@ -151,6 +165,7 @@ impl LiveError {
     pub(super) fn may_pass(&self) -> bool {
         match self {
             Self::NotPatchable { reason: Refusal::Traced { name, .. }, .. } => name == "trapline",
+            Self::RecorderLeaves { .. } => true,
             Self::System { source, .. } => {
                 matches!(source.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::AlreadyExists)
             }

@@ -4,7 +4,7 @@
 //! `prepare` lays out what is mapped for a patch, `unwinder` has exceptions go through new code, `exchange` is what is written while all stand still, `transition` asks where
 //! the threads are then, `walk` follows their stacks, `callback` calls a function of the patch, and `state` keeps what was done in the process itself, so that a later command
 //! knows everything. `coming` and `going` put all of that in order; who stops the threads for them, and has one work while the others run, is `tracing`, which for a
-//! command is `own`.
+//! command is `own`. Where a recorder traces the process, the command hands all of it over to that (`serve`).
 //!
 //! ```text
 //! fix.tlp + objects -> link -> map, write (the process runs) -> stop, check all threads -> jumps (one stop) -> go on
@@ -23,8 +23,9 @@ mod going;
 mod objects;
 mod own;
 mod prepare;
+pub(crate) mod serve;
 mod state;
-mod tracing;
+pub(crate) mod tracing;
 mod transition;
 mod unwinder;
 mod walk;
@@ -42,12 +43,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use serde::{Deserialize, Serialize};
 use trapline_engine::{Addr, AddrRange, Mode, insn::InsnBytes};
 use trapline_image::Diverted;
 use trapline_patch::{Patch, SymbolFile};
 
 use self::{
-    coming::Coming, going::Going, objects::Objects, own::Own, prepare::Piece, tracing::Tracing, transition::Report,
+    coming::Coming, going::Going, objects::Objects, own::Own, prepare::Piece, serve::Recorder, tracing::Tracing,
+    transition::Report,
 };
 pub use self::{
     error::{Blocked, LiveError},
@@ -82,7 +85,7 @@ pub struct How {
 }
 
 /// How a patch was applied or reverted.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Done {
     /// What is, or was, active.
     pub patch: Active,
@@ -105,7 +108,7 @@ impl Done {
 /// A process that is looked at, by one command at a time.
 pub(crate) struct Process {
     pid: Tid,
-    memory: Memory,
+    pub(crate) memory: Memory,
     mappings: Vec<Mapping>,
     /// What its tracer has put into its code.
     hidden: Hidden,
@@ -126,6 +129,16 @@ impl Process {
         let harmless = |refusal: &Refusal| {
             use Refusal::{Go, SegmentInUse, Static, Stopped, Traced};
             matches!(refusal, Static | Go | SegmentInUse { .. } | Traced { .. } | Stopped)
+        };
+        Self::unless(pid, harmless)
+    }
+
+    /// To change or to look at one that we trace.
+    fn open_recorded(pid: Tid, tracer: Tid, is_to_change: bool) -> Result<Self, LiveError> {
+        let harmless = |refusal: &Refusal| match refusal {
+            Refusal::Traced { tracer: other, .. } => *other == tracer,
+            Refusal::Stopped => !is_to_change,
+            refusal => matches!(refusal, Refusal::Static | Refusal::Go | Refusal::SegmentInUse { .. }),
         };
         Self::unless(pid, harmless)
     }
@@ -167,7 +180,7 @@ impl Process {
     }
 
     /// Code of it that makes system calls, and is not in this memory of ours.
-    fn gadgets(&self, ours: &[AddrRange]) -> io::Result<Gadgets> {
+    pub(crate) fn gadgets(&self, ours: &[AddrRange]) -> io::Result<Gadgets> {
         let found = Gadgets::find(Mode::Bits64, &self.memory, &self.mappings, ours);
         found.ok_or_else(|| io::Error::other("it has no code that makes system calls"))
     }
@@ -229,6 +242,9 @@ fn between_recordings(
 }
 
 fn apply_now(pid: Tid, patch: &Patch, how: How) -> Result<Done, LiveError> {
+    if let Some(recorder) = Recorder::of(pid) {
+        return recorder.apply(patch, how);
+    }
     Coming::prepare(Process::open(pid)?, patch, how)?.carry_out(&mut Own::new(pid))
 }
 
@@ -241,6 +257,9 @@ pub fn revert(pid: Tid, name: Option<&str>, deadline: Duration) -> Result<Done, 
 }
 
 fn revert_now(pid: Tid, name: Option<&str>, deadline: Duration) -> Result<Done, LiveError> {
+    if let Some(recorder) = Recorder::of(pid) {
+        return recorder.revert(name, deadline);
+    }
     Going::prepare(Process::open(pid)?, name, deadline)?.carry_out(&mut Own::new(pid))
 }
 
@@ -259,8 +278,14 @@ pub(crate) fn diverted(memory: &Memory, mappings: &[Mapping]) -> Vec<Diverted> {
         .collect()
 }
 
+/// The patches of a process that counts on its tracer's edits being left out.
+pub(crate) fn in_effect(memory: &Memory, mappings: &[Mapping], hidden: &Hidden) -> Vec<Active> {
+    let all = state::find(memory, mappings, hidden).into_iter();
+    all.filter(|(status, _)| *status == Status::Active).map(|(_, patch)| patch).collect()
+}
+
 /// A patch, as it is in a process.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Listed {
     /// How far it is.
     pub status: Status,
@@ -275,13 +300,20 @@ pub struct Listed {
 /// # Errors
 /// It cannot be looked at.
 pub fn list(pid: Tid) -> Result<Vec<Listed>, LiveError> {
-    let process = Process::look(pid)?;
+    // It knows what is beneath its own jumps.
+    match Recorder::of(pid).map(|recorder| recorder.list()) {
+        None | Some(Err(LiveError::RecorderLeaves { .. })) => list_of(&Process::look(pid)?),
+        Some(listed) => listed,
+    }
+}
+
+fn list_of(process: &Process) -> Result<Vec<Listed>, LiveError> {
     let active = process.active();
     if active.is_empty() {
         return Ok(Vec::new());
     }
     let objects =
-        Objects::of(pid, &process.memory, &process.mappings).map_err(process.system("reading its objects"))?;
+        Objects::of(process.pid, &process.memory, &process.mappings).map_err(process.system("reading its objects"))?;
     // A patch that is in spite of one that cannot be told was forced, which is told.
     let unwinders = unwinder::find(&objects).unwrap_or_default();
     let listed = active.into_iter().map(|(status, patch)| {

@@ -11,11 +11,11 @@ use std::{
 };
 
 use trapline_engine::Addr;
-use trapline_process::quiesce::stop_process;
+use trapline_process::quiesce::{RangeSet, stop_process};
 
 use super::{
     Process,
-    tracing::{Errand, Standstill, Tracing, Work},
+    tracing::{Errand, Hooks, Standstill, Tracing, Work},
 };
 use crate::{
     inject::Gadgets,
@@ -72,8 +72,13 @@ impl Tracing for Own {
         })
     }
 
-    fn pause(&mut self, pause: Duration) {
+    fn pause(&mut self, pause: Duration) -> bool {
         thread::sleep(pause);
+        true
+    }
+
+    fn hooks(&self, _ranges: &RangeSet) -> io::Result<Option<Hooks>> {
+        Ok(None)
     }
 }
 

@@ -27,7 +27,7 @@ const MAPPED_AT: usize = 24;
 const LARGEST_BYTES: u64 = 64 << 20;
 
 /// How far a patch is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Status {
     /// It is mapped, and nothing is diverted.
     Preparing,

@@ -1,20 +1,26 @@
 //! Who stops the threads of a process that is patched.
 //!
 //! Owns [`Tracing`], what a transition wants of whoever traces the process, and [`Standstill`], its threads while they stand still. A command that comes by itself traces
-//! for moments only: that is [`own`](super::own). Invariant: whoever was stopped goes on where it was, whatever becomes of the work.
+//! for moments only: that is [`own`](super::own). A recorder traces
+//! it anyway, and has put its own code in between ([`Hooks`]). Invariant: whoever was stopped goes on where it was, whatever becomes of the work.
 
 use std::{
     io,
     time::{Duration, Instant},
 };
 
-use trapline_engine::Addr;
+use trapline_engine::{Addr, AddrRange};
+use trapline_image::ArmedSite;
+use trapline_process::quiesce::RangeSet;
 
 use super::Process;
 use crate::{
     inject::Gadgets,
+    places::Places,
     remote::Remote,
-    sys::{Tid, memory::Memory},
+    shadows,
+    space::AgentAt,
+    sys::{Tid, maps::Mapping, memory::Memory},
 };
 
 /// What is done by a thread that is stopped.
@@ -34,8 +40,14 @@ pub(crate) trait Tracing {
     /// Has a thread do something, while the others run. It is stopped wherever it is, preferably asleep in a system call.
     fn borrow(&mut self, process: &Process, work: &mut Errand<'_>) -> io::Result<()>;
 
-    /// Lets some time pass.
-    fn pause(&mut self, pause: Duration);
+    /// Lets some time pass. Returns whether it is worth to go on.
+    fn pause(&mut self, pause: Duration) -> bool;
+
+    /// What it has put between the program's functions and their callers, for who asks whether somebody is in these ranges.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    fn hooks(&self, ranges: &RangeSet) -> io::Result<Option<Hooks>>;
 }
 
 /// All threads of a process, which stand still.
@@ -57,6 +69,50 @@ pub(crate) trait Standstill {
 
     /// Has a thread do something.
     fn errand(&mut self, memory: &Memory, gadgets: Gadgets, work: &mut Errand<'_>) -> io::Result<()>;
+}
+
+/// What a tracer has put between the program's functions and their callers.
+#[derive(Debug)]
+pub(crate) struct Hooks {
+    agent: AgentAt,
+    /// Where the agent's code is: whoever is there may have any function as its caller.
+    pub(super) code: AddrRange,
+    places: Places,
+    /// Of functions that are asked about: where their moved instructions were, and where they are, but for the first. Who is at that has not begun.
+    pub(super) moved: Vec<(Addr, AddrRange)>,
+}
+
+impl Hooks {
+    /// Those of a process that is armed: what is asked about are these sites.
+    pub(crate) fn new<'a>(
+        agent: AgentAt,
+        memory: &Memory,
+        mappings: &[Mapping],
+        sites: impl Iterator<Item = &'a ArmedSite>,
+    ) -> io::Result<Self> {
+        let code = mappings.iter().find(|mapping| mapping.range.contains(agent.return_code));
+        let code = code.ok_or_else(|| io::Error::other("the agent is not there"))?.range;
+        let moved = |site: &ArmedSite| {
+            let all = AddrRange::new(site.off, site.moved_bytes as u64);
+            (site.window_at, AddrRange { start: all.start.after(1), ..all })
+        };
+        Ok(Self { agent, code, places: Places::read(memory, &agent)?, moved: sites.map(moved).collect() })
+    }
+
+    /// What it has put in the place of return addresses.
+    pub(super) fn return_code(&self) -> u64 {
+        self.agent.return_code.value()
+    }
+
+    /// The return address that was in a slot.
+    pub(super) fn return_at(&self, memory: &Memory, slot: Addr) -> Option<u64> {
+        shadows::return_at(&self.agent, memory, slot)
+    }
+
+    /// The instruction of the program that one stands for.
+    pub(super) fn program_at(&self, at: Addr) -> Option<Addr> {
+        if self.places.is_stub(at) { self.places.code_at(at) } else { Some(at) }
+    }
 }
 
 /// Has a thread do something that has a result, while the others run.

@@ -13,7 +13,7 @@ use trapline_process::quiesce::{Blocker, How, OtherProcess, RangeSet, ThreadRegi
 use super::{
     Blocked, LiveError, PAGE_BYTES,
     objects::Objects,
-    tracing::{Standstill, Tracing},
+    tracing::{Hooks, Standstill, Tracing},
     walk::{Frame, Walker},
 };
 use crate::sys::{Tid, memory::Memory, ptrace, spawn::Urgent};
@@ -47,11 +47,28 @@ impl Check {
         RangeSet::new(self.named.iter().map(|(_, range)| *range))
     }
 
+    /// The same, with where a tracer has moved something of that to, and where it has code of its own.
+    fn with_hooks(mut self, hooks: &Hooks) -> Self {
+        let moved = hooks.moved.iter().map(|(window, range)| (self.name_of(*window), *range));
+        let added: Vec<_> = moved.chain([("the recorder's code".to_owned(), hooks.code)]).collect();
+        self.named.extend(added);
+        self
+    }
+
     /// What an instruction is in.
     fn name_of(&self, insn: Addr) -> String {
         let found = self.named.iter().find(|(_, range)| range.contains(insn));
         found.map_or_else(|| "a stack that cannot be searched".to_owned(), |(name, _)| name.clone())
     }
+}
+
+/// Where nobody may be, for who looks at stopped threads.
+struct Forbidden {
+    /// Where nobody may return to.
+    words: RangeSet,
+    /// Where nobody may be, or have been when a signal came.
+    contexts: RangeSet,
+    hooks: Option<Hooks>,
 }
 
 /// Stops, until nobody is where nobody may be, or the time is over.
@@ -108,7 +125,10 @@ impl<'a> Transition<'a> {
     ) -> Result<Report, LiveError> {
         let _urgent = Urgent::with_new_threads();
         let started = Instant::now();
-        let ranges = check.ranges();
+        let words = check.ranges();
+        let hooks = tracing.hooks(&words).map_err(|error| LiveError::system(self.pid, "reading its stubs", error))?;
+        let check = &hooks.as_ref().map_or_else(|| check.clone(), |hooks| check.clone().with_hooks(hooks));
+        let forbidden = Forbidden { words, contexts: check.ranges(), hooks };
         let (mut report, mut pause) = (Report::default(), FIRST_PAUSE);
         // Who was in the way when all stood still last.
         let mut last = None;
@@ -118,8 +138,8 @@ impl<'a> Transition<'a> {
             let (stopped, took) = tracing.stop(&mut |still, stopped_for| {
                 let until = Instant::now() + LIMIT.saturating_sub(stopped_for);
                 outcome = self
-                    .in_the_way(&still.threads(), &ranges, &mut walker)
-                    .and_then(|found| self.let_out(still, found, &ranges, &mut walker, until, &mut steps))
+                    .in_the_way(&still.threads(), &forbidden, &mut walker)
+                    .and_then(|found| self.let_out(still, found, &forbidden, &mut walker, until, &mut steps))
                     .and_then(|found| if found.is_none() { commit(still).map(|()| None) } else { Ok(found) });
             });
             report.stops += 1;
@@ -140,7 +160,9 @@ impl<'a> Transition<'a> {
                 let blocked = Box::new(self.blocked(check, objects, &found));
                 return Err(LiveError::Busy { waited, stops: report.stops, blocked });
             }
-            tracing.pause(pause.min(self.deadline.saturating_sub(waited)));
+            if !tracing.pause(pause.min(self.deadline.saturating_sub(waited))) {
+                return Err(LiveError::RecorderLeaves { pid: self.pid });
+            }
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
@@ -151,7 +173,7 @@ impl<'a> Transition<'a> {
         &self,
         still: &mut dyn Standstill,
         mut inside: Vec<InTheWay>,
-        ranges: &RangeSet,
+        forbidden: &Forbidden,
         walker: &mut Walker,
         until: Instant,
         steps: &mut u32,
@@ -165,7 +187,7 @@ impl<'a> Transition<'a> {
                 return Ok(inside.into_iter().find(|thread| thread.tid == stays));
             }
             step *= 2;
-            let there = self.in_the_way(&tids, ranges, walker)?;
+            let there = self.in_the_way(&tids, forbidden, walker)?;
             let sleeps = |thread: &&InTheWay| inside.iter().any(|before| thread.sleeps_since(before));
             if let Some(asleep) = there.iter().position(|thread| sleeps(&thread)) {
                 return Ok(there.into_iter().nth(asleep));
@@ -179,7 +201,8 @@ impl<'a> Transition<'a> {
     }
 
     /// Who is inside. Words of stacks that may be return addresses are looked at first, which is quick; what they say is believed where no walk says otherwise.
-    fn in_the_way(&self, threads: &[Tid], ranges: &RangeSet, walker: &mut Walker) -> io::Result<Vec<InTheWay>> {
+    fn in_the_way(&self, threads: &[Tid], forbidden: &Forbidden, walker: &mut Walker) -> io::Result<Vec<InTheWay>> {
+        let Forbidden { words, contexts, hooks } = forbidden;
         let Some(&any) = threads.first() else { return Ok(Vec::new()) };
         let process = OtherProcess::new(any)?;
         let mut inside = Vec::new();
@@ -190,11 +213,18 @@ impl<'a> Transition<'a> {
                 Err(error) if error.raw_os_error() == Some(libc::ESRCH) => continue,
                 Err(error) => return Err(error),
             };
-            let Some(Blocker { at, how, .. }) = process.blocker_of(tid, &registers, ranges, ranges) else { continue };
-            let exact = walker.frames(&registers, self.memory);
+            let found = match hooks {
+                None => process.blocker_of(tid, &registers, words, contexts),
+                Some(hooks) => {
+                    let original = |slot: Addr| hooks.return_at(self.memory, slot);
+                    process.blocker_behind(tid, &registers, words, contexts, (hooks.return_code(), &original))
+                }
+            };
+            let Some(Blocker { at, how, .. }) = found else { continue };
+            let exact = walker.frames(&registers, self.memory, hooks.as_ref());
             let (insn, how) = match (how, &exact) {
                 (How::Pc, _) => (at, format!("it executes {at}")),
-                (_, Some(frames)) => match frames.iter().find(|frame| ranges.contains(frame.insn())) {
+                (_, Some(frames)) => match frames.iter().find(|frame| contexts.contains(frame.insn())) {
                     Some(frame) => (frame.insn(), format!("it returns to {}", frame.pc)),
                     // The word is left over from a call that is long gone.
                     None => continue,

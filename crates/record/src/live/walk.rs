@@ -18,7 +18,7 @@ use object::{
 use trapline_engine::{Addr, AddrRange};
 use trapline_process::quiesce::ThreadRegisters;
 
-use super::{PAGE_BYTES, objects::Objects, state::Active};
+use super::{PAGE_BYTES, objects::Objects, state::Active, tracing::Hooks};
 use crate::sys::{maps::Mapping, memory::Memory};
 
 type Bytes<'a> = EndianSlice<'a, LittleEndian>;
@@ -28,6 +28,8 @@ type Registers = [Option<u64>; 17];
 
 const STACK_POINTER: usize = 7;
 const RETURN_ADDRESS: usize = 16;
+
+const WORD_BYTES: u64 = 8;
 
 /// Recursions deeper than this are not followed.
 const DEEPEST: usize = 1 << 16;
@@ -112,8 +114,15 @@ impl Walker {
         Self { tables, known: HashMap::new() }
     }
 
-    /// Where a stopped thread is, and where all functions that it is in will go on, from the innermost. `None` if that cannot be told.
-    pub(super) fn frames(&mut self, registers: &ThreadRegisters, memory: &Memory) -> Option<Vec<Frame>> {
+    /// Where a stopped thread is, and where all functions that it is in will go on, from the innermost. `None` if that cannot be told. What a tracer has put in between is left
+    /// out.
+    pub(super) fn frames(
+        &mut self,
+        registers: &ThreadRegisters,
+        memory: &Memory,
+        hooks: Option<&Hooks>,
+    ) -> Option<Vec<Frame>> {
+        let program_at = |pc: u64| hooks.map_or(Some(Addr::new(pc)), |hooks| hooks.program_at(Addr::new(pc)));
         let mut pages = Pages { memory, known: HashMap::new() };
         let now = registers;
         let mut registers: Registers = [
@@ -122,7 +131,7 @@ impl Walker {
         ]
         .map(Some);
         let mut found = Vec::new();
-        let mut frame = Frame { pc: Addr::new(now.rip), has_called: false };
+        let mut frame = Frame { pc: program_at(now.rip)?, has_called: false };
         while found.len() < DEEPEST {
             found.push(frame);
             let step = self.step(frame.insn().value())?;
@@ -141,7 +150,14 @@ impl Walker {
             frame = match caller[RETURN_ADDRESS] {
                 // The thread's first function.
                 None | Some(0) => return Some(found),
-                Some(pc) => Frame { pc: Addr::new(pc), has_called: !step.is_signal_frame },
+                Some(pc) if step.is_signal_frame => Frame { pc: program_at(pc)?, has_called: false },
+                Some(pc) => {
+                    let hooks = hooks.filter(|hooks| hooks.return_code() == pc);
+                    // The frame's address is behind its return address (System V psABI).
+                    let slot = Addr::new(frame_address.wrapping_sub(WORD_BYTES));
+                    let pc = hooks.map_or(Some(pc), |hooks| hooks.return_at(memory, slot))?;
+                    Frame { pc: Addr::new(pc), has_called: true }
+                }
             };
             registers = caller;
         }

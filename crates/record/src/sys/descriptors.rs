@@ -23,6 +23,17 @@ pub(crate) fn take(process: Tid, descriptor: RawFd) -> io::Result<File> {
     Ok(unsafe { File::from_raw_fd(taken) })
 }
 
+/// Who is at the other end of a socket: process and user, as they were when it was connected, or began to listen (unix(7), `SO_PEERCRED`).
+pub(crate) fn peer(socket: RawFd) -> io::Result<(Tid, u32)> {
+    let mut peer = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    let mut len_bytes = libc::socklen_t::try_from(size_of::<libc::ucred>()).unwrap_or(0);
+    let place = (&raw mut peer).cast();
+    // SAFETY: both outlive the call, and the second says how long the first is.
+    let done = unsafe { libc::getsockopt(socket, libc::SOL_SOCKET, libc::SO_PEERCRED, place, &raw mut len_bytes) };
+    check(done.into())?;
+    Ok((peer.pid, peer.uid))
+}
+
 /// What goes with a byte: a header, and the descriptor behind it (cmsg(3)).
 #[repr(C)]
 struct Control {

@@ -94,6 +94,11 @@ impl SharedMemory {
         &self.file
     }
 
+    /// How much it is.
+    pub(crate) fn len_bytes(&self) -> usize {
+        self.len_bytes
+    }
+
     fn at<T>(&self, offset: usize) -> *const T {
         assert!(
             offset + size_of::<T>() <= self.len_bytes && offset.is_multiple_of(align_of::<T>()),

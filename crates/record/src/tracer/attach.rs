@@ -22,7 +22,7 @@ use trapline_process::quiesce::{How as Tie, OtherProcess, RangeSet, ThreadRegist
 use trapline_trace::How;
 
 use super::{
-    AT_LEAST, Outcome, Task, Tracer, id_inside,
+    AT_LEAST, Outcome, Patching, Task, Tracer, id_inside,
     stop::{Crowd, Still},
 };
 use crate::{
@@ -95,9 +95,12 @@ impl Tracer<'_> {
         let process = self.new_process(pid, None, How::Attached);
         self.seize_all(pid, process)?;
         self.arm_running(pid, process)?;
-        let end = duration.map(|duration| Instant::now() + duration);
+        self.end = duration.map(|duration| Instant::now() + duration);
+        self.patching = Patching::Welcome;
+        #[cfg(target_arch = "x86_64")]
+        self.note_patches(pid, process);
         while !self.tasks.is_empty() && self.heard.is_empty() {
-            let left = end.map_or(AT_LEAST, |end| end.saturating_duration_since(Instant::now()));
+            let left = self.end.map_or(AT_LEAST, |end| end.saturating_duration_since(Instant::now()));
             if left.is_zero() {
                 break;
             }
@@ -108,12 +111,14 @@ impl Tracer<'_> {
     }
 
     /// Sees to what happens, until a moment or something that people have sent.
-    fn attend(&mut self, until: Instant) -> Result<(), Error> {
+    pub(super) fn attend(&mut self, until: Instant) -> Result<(), Error> {
         while self.heard.is_empty() && !self.tasks.is_empty() {
             match ptrace::poll_any() {
                 Ok(Some((tid, stop))) => self.stopped(tid, stop),
                 Ok(None) => {
                     self.see_to_requests();
+                    #[cfg(target_arch = "x86_64")]
+                    self.see_to_patches();
                     self.toggle();
                     let left = until.saturating_duration_since(Instant::now());
                     if left.is_zero() {
@@ -259,7 +264,8 @@ impl Tracer<'_> {
                 space.stubs.values().flat_map(|stubs| &stubs.of_unwinders).copied().collect();
             let writes = pending.edits().iter().filter(|edit| !of_unwinders.contains(edit)).copied().collect();
             let unwinders = space.stubs.values().filter_map(|stubs| stubs.unwinder).collect();
-            let footprint = Footprint { agent, code, mapped, unwinders, writes, of_unwinders, gadgets };
+            let instead = Vec::new();
+            let footprint = Footprint { agent, code, mapped, unwinders, writes, of_unwinders, gadgets, instead };
             let pid = super::thread_group(tid).unwrap_or(tid);
             guard.hold(id, pid, &footprint);
         }

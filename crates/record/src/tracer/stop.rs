@@ -27,11 +27,14 @@ pub(super) enum Crowd {
     Process(u32),
     /// Those that use a memory.
     Space(SpaceId),
+    /// One thread.
+    Thread(Tid),
 }
 
 impl Crowd {
-    fn has(self, task: &Task) -> bool {
+    pub(super) fn has(self, tid: Tid, task: &Task) -> bool {
         match self {
+            Self::Thread(one) => tid == one,
             Self::Process(process) => task.process == process,
             Self::Space(space) => task.space == Some(space),
         }
@@ -84,7 +87,7 @@ impl Tracer<'_> {
         let since = Instant::now();
         let mut still = Still { crowd, parked: HashMap::new(), since, _urgent: Urgent::new() };
         for (tid, task) in &self.tasks {
-            if crowd.has(task) {
+            if crowd.has(*tid, task) {
                 // Who is gone is reported.
                 let _ = ptrace::interrupt(*tid);
             }
@@ -133,7 +136,7 @@ impl Tracer<'_> {
             match ptrace::poll_any() {
                 Ok(Some((tid, stop))) => {
                     // Others may have events without end, and the crowd is not to wait for them. Who is not known yet may be one of the crowd.
-                    let is_others = self.tasks.get(&tid).is_some_and(|task| !still.crowd.has(task));
+                    let is_others = self.tasks.get(&tid).is_some_and(|task| !still.crowd.has(tid, task));
                     self.park(still, tid, stop);
                     if is_others && self.is_settled(still) {
                         return true;
@@ -157,14 +160,15 @@ impl Tracer<'_> {
     }
 
     /// Whether all of a crowd stand still.
-    fn is_settled(&self, still: &Still) -> bool {
-        let mut members = self.tasks.iter().filter(|(_, task)| still.crowd.has(task));
+    pub(super) fn is_settled(&self, still: &Still) -> bool {
+        let mut members = self.tasks.iter().filter(|(tid, task)| still.crowd.has(**tid, task));
         members.all(|(tid, _)| still.parked.contains_key(tid) || self.zombies.contains(tid))
     }
 
     /// A first thread that has ended is not reported before the last one has.
     fn find_zombies(&mut self, still: &Still) {
-        let missing = self.tasks.iter().filter(|(tid, task)| still.crowd.has(task) && !still.parked.contains_key(tid));
+        let missing =
+            self.tasks.iter().filter(|(tid, task)| still.crowd.has(**tid, task) && !still.parked.contains_key(tid));
         let is_zombie = |tid: &Tid| super::status_field(*tid, "State:").is_some_and(|state| state.starts_with('Z'));
         let zombies: Vec<Tid> = missing.map(|(tid, _)| *tid).filter(is_zombie).collect();
         self.zombies.extend(zombies);
@@ -175,7 +179,7 @@ impl Tracer<'_> {
             still.parked.remove(&tid);
             return self.stopped(tid, stop);
         }
-        if !self.tasks.get(&tid).is_some_and(|task| still.crowd.has(task)) {
+        if !self.tasks.get(&tid).is_some_and(|task| still.crowd.has(tid, task)) {
             return self.stopped(tid, stop);
         }
         let _ = ptrace::hide_interruption(tid);
@@ -197,6 +201,7 @@ impl Tracer<'_> {
                 return self.stopped(tid, stop);
             }
             Stop::WithItsGroup => Parked::Stopped,
+            Stop::Signal(libc::SIGTRAP) if self.is_at_poked_site(tid) => Parked::With(0),
             Stop::Signal(libc::SIGSEGV) if self.has_lost_segment(tid) => Parked::With(0),
             Stop::Signal(signal) => Parked::With(signal),
             _ => Parked::With(0),
@@ -213,7 +218,7 @@ impl Tracer<'_> {
     fn interrupt_child(&self, still: &Still, parent: Tid) {
         let Ok(child) = ptrace::event_message(parent) else { return };
         let Ok(child) = Tid::try_from(child) else { return };
-        if self.tasks.get(&child).is_some_and(|task| still.crowd.has(task)) && !self.expected.contains(&child) {
+        if self.tasks.get(&child).is_some_and(|task| still.crowd.has(child, task)) && !self.expected.contains(&child) {
             // Who is gone is reported.
             let _ = ptrace::interrupt(child);
         }
