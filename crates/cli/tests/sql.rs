@@ -420,6 +420,58 @@ fn of_a_program_with_threads_the_tables_say_what_the_report_says() {
         assert_eq!(looked_for, one(format!("SELECT sum(tid + 0 = {tid}) FROM calls")), "{tid}");
         assert!(looked_for.as_u64().is_some_and(|calls| calls > 0), "{tid}");
     }
+    puts_rows_together_as_sqlite_does(&directory);
+}
+
+/// What the table orders, groups and looks for, beside what `SQLite` makes of rows as they come.
+fn puts_rows_together_as_sqlite_does(directory: &Directory) {
+    const QUERIES: [&str; 21] = [
+        "SELECT function, count(*), sum(duration_ns), min(self_ns), max(start_ns) FROM calls GROUP BY function",
+        "SELECT function, count(*) FROM calls GROUP BY function ORDER BY function DESC",
+        "SELECT thread, tid, function, depth, avg(duration_ns) FROM calls GROUP BY tid, thread, function, depth",
+        "SELECT depth, ending, count(duration_ns), count(*), total(start_ns) FROM calls GROUP BY depth, ending",
+        "SELECT depth, count(*) FROM calls WHERE ending = 'returned' GROUP BY depth HAVING count(*) > 2",
+        "SELECT DISTINCT function FROM calls",
+        "SELECT DISTINCT function, depth FROM calls ORDER BY depth DESC, function",
+        "SELECT count(DISTINCT function), count(DISTINCT tid), count(DISTINCT depth) FROM calls",
+        "SELECT DISTINCT duration_ns FROM calls WHERE function = 'work'",
+        "SELECT function, start_ns FROM calls WHERE function IN ('work', 'leave', 7, NULL)",
+        "SELECT count(*) FROM calls WHERE function = 'WORK' COLLATE NOCASE",
+        "SELECT function COLLATE NOCASE, count(*) FROM calls GROUP BY 1",
+        "SELECT count(*) FROM calls WHERE function = 'leaf' OR tid = (SELECT max(tid) FROM threads)",
+        "SELECT count(*) FROM calls WHERE site IN (SELECT site FROM functions WHERE function LIKE 'l%') AND tid IN (SELECT tid FROM threads)",
+        "SELECT count(*) FROM calls WHERE site = '7' OR site = 7.0 OR site = 7.5",
+        "SELECT f.function, count(*) FROM calls AS c JOIN functions AS f USING (site) GROUP BY f.function",
+        "SELECT t.tid, c.function, count(*) FROM threads AS t JOIN calls AS c USING (stream) GROUP BY t.tid, c.function",
+        "SELECT function, depth FROM calls ORDER BY function DESC, depth LIMIT 100",
+        "SELECT function, max(n) FROM (SELECT function, tid, count(*) AS n FROM calls GROUP BY function, tid) GROUP BY function",
+        "SELECT depth, sum(duration_ns) FILTER (WHERE function = 'leaf'), group_concat(DISTINCT function) = '' FROM calls GROUP BY depth",
+        "SELECT program, host <> '', count(*) FROM calls GROUP BY program, host",
+    ];
+    // A limit keeps SQLite from asking the table itself.
+    let plain = QUERIES.map(|query| query.replace("FROM calls", "FROM (SELECT * FROM calls LIMIT -1)"));
+    let answers = |queries: &[String]| -> Vec<Value> {
+        let output = with_input(directory, &["sql", "--json"], &queries.join(";\n"));
+        assert!(output.status.success(), "{}", told(&output));
+        let lines = String::from_utf8_lossy(&output.stdout).into_owned();
+        lines.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+    };
+    let sorted = |answer: &Value| {
+        let mut rows: Vec<String> = answer["rows"].as_array().expect("rows").iter().map(Value::to_string).collect();
+        rows.sort();
+        rows
+    };
+    let (ours, theirs) = (answers(&QUERIES.map(str::to_owned)), answers(&plain));
+    assert_eq!((ours.len(), theirs.len()), (QUERIES.len(), QUERIES.len()));
+    for (query, (ours, theirs)) in QUERIES.iter().zip(ours.iter().zip(&theirs)) {
+        let is_ordered = query.contains("ORDER BY");
+        assert!(if is_ordered { ours == theirs } else { sorted(ours) == sorted(theirs) }, "{query}: {ours} {theirs}");
+        assert!(!sorted(ours).is_empty(), "{query}");
+    }
+    // As a control: it is the table that groups here, and SQLite there.
+    let plans = [QUERIES[0], &plain[0]].map(|query| json(directory, &format!("EXPLAIN QUERY PLAN {query}")));
+    let sorts = plans.map(|plan| plan.iter().any(|row| row[3].as_str().is_some_and(|step| step.contains("B-TREE"))));
+    assert_eq!(sorts, [false, true]);
 }
 
 #[test]

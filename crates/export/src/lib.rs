@@ -1,8 +1,9 @@
 //! A trace in the formats of other tools.
 //!
-//! [`Calls`] are for who wants the calls themselves. //! [`export()`] goes through a trace once and writes it in a [`Format`]. What the trace tells comes as calls from one place (`source`), to one file a format, each
+//! [`export()`] goes through a trace once and writes it in a [`Format`]. What the trace tells comes as calls from one place (`source`), to one file a format, each
 //! of which implements `Output` and knows nothing of the others. Invariant: every call of the trace is told to the format exactly once, with times that
 //! never go back within a thread; memory does not grow with the trace, but for the formats whose own form is a whole ([`Format::is_held`]).
+//! [`Calls`] are for who wants the calls themselves.
 #![forbid(unsafe_code)]
 
 mod calls;
@@ -21,7 +22,7 @@ mod speedscope;
 mod target;
 mod uftrace;
 
-pub use calls::{Calls, Row};
+pub use calls::{Calls, Row, ending_word};
 pub use error::Error;
 pub use format::Format;
 pub use source::{Function, Summary, Thread};

@@ -1,10 +1,11 @@
 //! A trace as tables, asked in SQL.
 //!
 //! A [`Session`] is `SQLite` with four tables that are views of one trace: `calls`, `functions`, `threads`, `losses`. [`Session::run`] carries out what is asked, and tells an [`Output`] the
-//! answers. Nothing is imported: a table's rows are made while `SQLite` goes through them (`table`), those of `calls` from the trace's events (`calls`), the others from what is known of the
-//! whole (`whole`). Invariant: memory does not grow with the trace; what `SQLite` has to sort lies in temporary files.
+//! answers. Nothing is imported: a table's rows are made while `SQLite` goes through them (`table`), those of `calls` from the trace's events (`calls`), put together
+//! first if a query groups them (`clusters`), the others from what is known of the whole (`whole`). Invariant: memory does not grow with the trace; what is sorted or put together lies in temporary files.
 
 mod calls;
+mod clusters;
 mod table;
 mod whole;
 
@@ -126,7 +127,6 @@ pub trait Output {
 pub struct Session {
     connection: Connection,
     source: Arc<Source>,
-    is_cancelled: Arc<AtomicBool>,
 }
 
 impl Session {
@@ -147,11 +147,10 @@ impl Session {
             "PRAGMA temp_store = file; PRAGMA cache_size = -{SORT_KIB}; PRAGMA threads = {SORT_THREADS};"
         ))?;
         table::register(&connection, &source)?;
-        let is_cancelled = Arc::new(AtomicBool::new(false));
-        let asked = Arc::clone(&is_cancelled);
+        let asked = Arc::clone(&source.is_cancelled);
         // Relaxed: nothing else is told by it.
         connection.progress_handler(STEPS_A_LOOK, Some(move || asked.load(Ordering::Relaxed)))?;
-        Ok(Self { connection, source, is_cancelled })
+        Ok(Self { connection, source })
     }
 
     /// Everything that the trace tells but the events.
@@ -171,7 +170,7 @@ impl Session {
 
     /// While it is true, answers are not wanted: [`Session::run`] ends with [`Error::Cancelled`]. A signal handler may set it.
     pub fn is_cancelled(&self) -> &Arc<AtomicBool> {
-        &self.is_cancelled
+        &self.source.is_cancelled
     }
 
     /// Carries out statements, separated by semicolons, and tells the answers of those that have one.
@@ -181,7 +180,11 @@ impl Session {
     pub fn run(&self, statements: &str, output: &mut dyn Output) -> Result<(), Error> {
         let mut batch = Batch::new(&self.connection, statements);
         while let Some(mut statement) = batch.next().map_err(wrong)? {
-            answer(&mut statement, output)?;
+            answer(&mut statement, output).map_err(|error| match (error, self.source.go_on()) {
+                // Tables that made no rows meanwhile say so in words.
+                (Error::Failed { .. }, Err(cancelled)) => cancelled,
+                (error, _) => error,
+            })?;
         }
         Ok(())
     }

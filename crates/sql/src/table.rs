@@ -12,14 +12,22 @@ use std::{
 };
 
 use rusqlite::{
-    Connection, Result, ffi,
-    vtab::{Context, Filters, IndexConstraintOp, IndexInfo, Module, VTab, VTabConnection, VTabCursor},
+    Connection, Result,
+    fallible_streaming_iterator::FallibleStreamingIterator as _,
+    ffi,
+    types::ValueRef,
+    vtab::{Context, DistinctMode, Filters, IndexConstraintOp, IndexInfo, Module, VTab, VTabConnection, VTabCursor},
 };
 
 use crate::{
-    Error, Value, calls,
+    Error, Value,
+    calls::{self, Wanted},
+    clusters::{Clusters, Order},
     whole::{self, Cell, Source},
 };
+
+/// Where the number that tells a cursor of a plan has those of its columns whose values are lists.
+const LISTS: usize = 16;
 
 /// Which table it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -106,31 +114,55 @@ unsafe impl<'table> VTab<'table> for Table {
         for (at, constraint) in info.constraints().enumerate() {
             let column = usize::try_from(constraint.column()).unwrap_or(usize::MAX);
             let is_equal = constraint.operator() == IndexConstraintOp::SQLITE_INDEX_CONSTRAINT_EQ;
-            if constraint.is_usable() && is_equal && self.kind.keys().contains(&column) {
+            // Texts may be compared otherwise than by their bytes, if the query says so.
+            if constraint.is_usable()
+                && is_equal
+                && self.kind.keys().contains(&column)
+                && info.collation(at)? == "BINARY"
+            {
                 keys.entry(column).or_insert(at);
             }
         }
-        let mut columns: c_int = 0;
+        let mut plan: c_int = 0;
         for (place, (column, at)) in (1..).zip(&keys) {
-            columns |= 1 << column;
+            plan |= 1 << column;
+            // All values of a list at once: each time that a cursor starts, it goes through the trace.
+            if self.kind == Kind::Calls && info.set_in_constraint(*at, true)? {
+                plan |= 1 << (LISTS + column);
+            }
             info.constraint_usage(*at).set_argv_index(place);
         }
-        info.set_idx_num(columns);
+        info.set_idx_num(plan);
+        let order = if self.kind == Kind::Calls { order(info) } else { None };
+        if let Some(order) = order {
+            info.set_idx_str(&order.to_string());
+            info.set_order_by_consumed(true);
+        }
         let rows = match self.kind {
             Kind::Functions | Kind::Threads if !keys.is_empty() => 1,
             kind => kind.size() >> (2 * keys.len()),
         };
         info.set_estimated_rows(rows);
+        // Calls of other functions are gone through all the same.
+        let passed = if self.kind == Kind::Calls { self.kind.size() / 4 } else { 0 };
         #[expect(clippy::cast_precision_loss, reason = "an estimate")]
-        info.set_estimated_cost(rows as f64);
+        info.set_estimated_cost(rows.max(passed) as f64);
         Ok(true)
     }
 
     fn open(&'table mut self) -> Result<Self::Cursor> {
         let base = ffi::sqlite3_vtab_cursor::default();
         let (kind, source) = (self.kind, Arc::clone(&self.source));
-        Ok(Cursor { base, kind, source, at: At::End, rowid: 0, table: PhantomData })
+        Ok(Cursor { base, kind, source, at: At::End, table: PhantomData })
     }
+}
+
+/// How rows have to come, if `SQLite` cares, and if they can be clustered so.
+fn order(info: &IndexInfo) -> Option<Order> {
+    let by = info.order_bys().map(|term| (usize::try_from(term.column()).ok(), term.is_order_by_desc()));
+    let by: Option<Vec<(usize, bool)>> = by.map(|(column, is_descending)| Some((column?, is_descending))).collect();
+    let is_distinct = matches!(info.distinct(), DistinctMode::Distinct | DistinctMode::DistinctOrdered);
+    Order::new(by?, info.col_used(), is_distinct)
 }
 
 /// Goes through a table.
@@ -140,7 +172,6 @@ pub(crate) struct Cursor<'table> {
     kind: Kind,
     source: Arc<Source>,
     at: At,
-    rowid: i64,
     table: PhantomData<&'table Table>,
 }
 
@@ -148,6 +179,7 @@ pub(crate) struct Cursor<'table> {
 enum At {
     End,
     Call(Box<calls::Rows>),
+    Clustered(Box<Clusters>),
     /// At this row of a whole, before which row to end.
     Row {
         next: usize,
@@ -165,12 +197,20 @@ impl Cursor<'_> {
         }
     }
 
-    fn start(&self, wanted: &BTreeMap<usize, i64>) -> std::result::Result<At, Error> {
+    fn start(&self, wanted: &Wanted, order: Option<&Order>) -> std::result::Result<At, Error> {
         if self.kind == Kind::Calls {
-            return Ok(At::Call(Box::new(calls::Rows::open(&self.source, wanted)?)));
+            let mut rows = calls::Rows::open(&self.source, wanted)?;
+            return match order {
+                Some(order) => {
+                    Ok(Clusters::of(rows, order, &self.source)?.map_or(At::End, |all| At::Clustered(all.into())))
+                }
+                None => Ok(if rows.advance()? { At::Call(rows.into()) } else { At::End }),
+            };
         }
         let rows = self.whole()?;
-        let Some(key) = wanted.get(&whole::KEYS[0]) else { return Ok(At::Row { next: 0, end: rows.len() }) };
+        let Some([Cell::Integer(key)]) = wanted.get(&whole::KEYS[0]).map(Vec::as_slice) else {
+            return Ok(At::Row { next: 0, end: rows.len() });
+        };
         let is_before = |row: &Vec<Cell>| matches!(row.first(), Some(Cell::Integer(number)) if number < key);
         let next = rows.partition_point(is_before);
         let is_there = rows.get(next).and_then(|row| row.first()) == Some(&Cell::Integer(*key));
@@ -181,6 +221,7 @@ impl Cursor<'_> {
         match &self.at {
             At::End => Value::Null,
             At::Call(calls) => calls.value(column),
+            At::Clustered(calls) => calls.value(column),
             At::Row { next, .. } => {
                 let row = self.whole().ok().and_then(|rows| rows.get(*next));
                 row.and_then(|row| row.get(column)).map_or(Value::Null, Cell::value)
@@ -190,37 +231,51 @@ impl Cursor<'_> {
 }
 
 fn failure(error: &Error) -> rusqlite::Error {
-    rusqlite::Error::ModuleError(error.to_string())
+    rusqlite::Error::ModuleError(match error {
+        Error::Failed { message } => message.clone(),
+        error => error.to_string(),
+    })
 }
 
 // SAFETY: the type is `repr(C)` and begins with `sqlite3_vtab_cursor`, as the trait wants.
 unsafe impl VTabCursor for Cursor<'_> {
-    fn filter(&mut self, columns: c_int, _: Option<&str>, values: &Filters<'_>) -> Result<()> {
-        let keys = self.kind.keys().iter().filter(|column| columns & (1 << **column) != 0);
-        // What is no whole number is left to SQLite, which knows what it is equal to.
-        let wanted = keys.enumerate().filter_map(|(place, column)| Some((*column, values.get::<i64>(place).ok()?)));
-        let wanted = wanted.collect();
-        self.rowid = 0;
-        self.at = self.start(&wanted).map_err(|error| failure(&error))?;
+    fn filter(&mut self, plan: c_int, order: Option<&str>, values: &Filters<'_>) -> Result<()> {
+        let keys = self.kind.keys().iter().filter(|column| plan & (1 << **column) != 0);
+        let mut wanted = Wanted::new();
+        for (place, column) in keys.enumerate() {
+            let is_text = self.kind == Kind::Calls && *column == calls::column::FUNCTION;
+            let wishes = if plan & (1 << (LISTS + column)) != 0 {
+                list(values, place, is_text)?
+            } else {
+                one((&values[place]).into(), is_text).map(|wish| vec![wish])
+            };
+            wanted.extend(wishes.map(|wishes| (*column, wishes)));
+        }
+        let order = order.and_then(Order::parse);
+        self.at = self.start(&wanted, order.as_ref()).map_err(|error| failure(&error))?;
         Ok(())
     }
 
     fn next(&mut self) -> Result<()> {
-        self.rowid += 1;
-        match &mut self.at {
-            At::End => Ok(()),
-            At::Call(calls) => calls.advance().map_err(|error| failure(&error)),
+        let is_there = match &mut self.at {
+            At::End => false,
+            At::Call(calls) => calls.advance().map_err(|error| failure(&error))?,
+            At::Clustered(calls) => calls.advance().map_err(|error| failure(&error))?,
             At::Row { next, .. } => {
                 *next += 1;
-                Ok(())
+                true
             }
+        };
+        if !is_there {
+            self.at = At::End;
         }
+        Ok(())
     }
 
     fn eof(&self) -> bool {
         match &self.at {
             At::End => true,
-            At::Call(calls) => calls.is_at_end(),
+            At::Call(_) | At::Clustered(_) => false,
             At::Row { next, end } => next >= end,
         }
     }
@@ -236,6 +291,32 @@ unsafe impl VTabCursor for Cursor<'_> {
     }
 
     fn rowid(&self) -> Result<i64> {
-        Ok(self.rowid)
+        Ok(match &self.at {
+            At::End => 0,
+            At::Call(calls) => calls.rowid(),
+            At::Clustered(calls) => calls.rowid(),
+            At::Row { next, .. } => i64::try_from(*next).unwrap_or(i64::MAX),
+        })
     }
+}
+
+/// A value to look for. What is not of the column's type, as half a number, is left to `SQLite`, which knows what it is equal to.
+fn one(value: ValueRef<'_>, is_text: bool) -> Option<Cell> {
+    match value {
+        ValueRef::Integer(number) if !is_text => Some(Cell::Integer(number)),
+        ValueRef::Text(text) if is_text => std::str::from_utf8(text).ok().map(|text| Cell::Text(text.to_owned())),
+        // Equal to nothing.
+        ValueRef::Null => Some(Cell::Null),
+        _ => None,
+    }
+}
+
+/// Several of them. None if one of them is left to `SQLite`.
+fn list(values: &Filters<'_>, place: usize, is_text: bool) -> Result<Option<Vec<Cell>>> {
+    let (mut wishes, mut list) = (Vec::new(), values.in_values(place)?);
+    while let Some(value) = list.next()? {
+        let Some(wish) = one(value.into(), is_text) else { return Ok(None) };
+        wishes.push(wish);
+    }
+    Ok(Some(wishes))
 }

@@ -7,8 +7,8 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     sync::{
-        OnceLock,
-        atomic::{AtomicU64, Ordering},
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -33,6 +33,8 @@ pub(crate) struct Source {
     threads: OnceLock<Rows>,
     losses: OnceLock<Rows>,
     senseless_chunks: AtomicU64,
+    /// Answers are not wanted.
+    pub(crate) is_cancelled: Arc<AtomicBool>,
 }
 
 /// A value that is kept.
@@ -88,7 +90,14 @@ pub(crate) fn number(count: u64) -> i64 {
 impl Source {
     pub(crate) fn new(input: PathBuf, catalog: Catalog, damage: Damage) -> Self {
         let (functions, threads, losses) = (OnceLock::new(), OnceLock::new(), OnceLock::new());
-        Self { input, catalog, damage, functions, threads, losses, senseless_chunks: AtomicU64::new(0) }
+        let (senseless_chunks, is_cancelled) = (AtomicU64::new(0), Arc::default());
+        Self { input, catalog, damage, functions, threads, losses, senseless_chunks, is_cancelled }
+    }
+
+    /// For who makes rows and is not asked for any meanwhile.
+    pub(crate) fn go_on(&self) -> Result<(), Error> {
+        // Relaxed: nothing else is told by it.
+        if self.is_cancelled.load(Ordering::Relaxed) { Err(Error::Cancelled) } else { Ok(()) }
     }
 
     /// Notes what one pass through the events found. Each pass finds the same.
