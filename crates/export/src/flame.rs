@@ -66,6 +66,9 @@ impl Folded {
     }
 }
 
+/// Drawn where there is no stack to draw: an empty picture would be a broken one.
+const NOTHING: &str = "no call has a duration 1";
+
 /// See the module's text.
 pub(crate) struct Flamegraph(Folded);
 
@@ -132,7 +135,10 @@ impl Output for Flamegraph {
 
     fn end(self, trace: &Trace) -> io::Result<()> {
         let Folded { mut output, programs } = self.0;
-        let lines: Vec<String> = programs.lines(trace).collect();
+        let mut lines: Vec<String> = programs.lines(trace).collect();
+        if lines.is_empty() {
+            lines.push(NOTHING.to_owned());
+        }
         let command = trace.catalog.meta.as_ref().map(|meta| meta.command.join(" ")).unwrap_or_default();
         let title = if command.is_empty() { "trapline" } else { &command };
         let mut options = Options::default();

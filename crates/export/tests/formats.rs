@@ -318,6 +318,21 @@ fn binary_formats_hold_the_names() {
 }
 
 #[test]
+fn a_trace_without_calls_is_no_failure_in_any_format() {
+    let directory = Directory::new();
+    let trace = directory.file("empty.data");
+    Writer::create(&trace, &Meta::default()).and_then(Writer::finish).expect("a trace");
+    for format in Format::ALL {
+        let output = directory.file(&format!("{format:?}"));
+        let summary = export(&trace, format, &Target::new(&output), |_, _| ());
+        assert_eq!(summary.expect("a summary").calls, 0, "{format:?}");
+        if format == Format::Flamegraph {
+            assert!(fs::read_to_string(output).expect("the picture").contains("no call has a duration"));
+        }
+    }
+}
+
+#[test]
 fn what_is_there_is_not_mixed_with_an_export() {
     let directory = Directory::new();
     let input = directory.file("t.data");
