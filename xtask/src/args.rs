@@ -3,6 +3,8 @@
 //! Owns [`Verb`], [`Selection`] and the help text. Parsing is pure: the caller says whether this is CI, so that the rule
 //! "nothing is left out under CI" is a property of the parser, and no later code can forget it.
 
+use crate::manual;
+
 /// What `cargo xtask help` prints.
 pub(crate) const HELP: &str = "\
 Usage: cargo xtask VERB
@@ -19,6 +21,10 @@ Usage: cargo xtask VERB
                                 the trace says
   consumers [READER...]         the viewers, profilers and databases that read our exports find the calls and times of `trapline report`: perfetto, speedscope,
                                 profiler-cli, pprof, uftrace, babeltrace2, duckdb, chdb, spark, sql; installs what is missing
+  manual [--command FILE] [--write] [PAGE...]
+                                the manual's pages are followed, command by command, with a release build or another command; --write writes its reference
+                                of the verbs anew
+  newcomer                      the README's first steps on a fresh Debian system, timed: install, record, report, open in a viewer; needs root
   bench-peers [--quick|--full] [--only PEER]
                                 trapline beside uftrace, XRay, bpftrace and Frida, on the same work: writes docs/benchmarks.md. --quick takes fewer calls, and
                                 --only one tracer; both print instead of writing. --full reports on ten times as many calls
@@ -50,6 +56,10 @@ pub(crate) enum Verb {
     Consumers(Vec<String>),
     /// Measure trapline beside its peers.
     BenchPeers(BenchPeers),
+    /// Follow the manual.
+    Manual(manual::Asked),
+    /// Follow the README on a fresh system.
+    Newcomer,
 }
 
 /// What of `bench-peers` the user asked for.
@@ -141,6 +151,8 @@ pub(crate) fn parse(mut arguments: impl Iterator<Item = String>, under_ci: bool)
         }
         "consumers" => Ok(Verb::Consumers(arguments.collect())),
         "bench-peers" => bench_peers(arguments).map(Verb::BenchPeers),
+        "manual" => follow(arguments).map(Verb::Manual),
+        "newcomer" => arguments.next().map_or(Ok(Verb::Newcomer), |word| Err(format!("unknown option `{word}`"))),
         unknown => Err(format!("unknown verb `{unknown}`")),
     }
 }
@@ -203,6 +215,19 @@ fn bench_peers(mut arguments: impl Iterator<Item = String>) -> Result<BenchPeers
     }
     if asked.quick && asked.full {
         return Err("`--quick` and `--full` contradict each other".to_owned());
+    }
+    Ok(asked)
+}
+
+fn follow(mut arguments: impl Iterator<Item = String>) -> Result<manual::Asked, String> {
+    let mut asked = manual::Asked::default();
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--write" => asked.write = true,
+            "--command" => asked.command = Some(arguments.next().ok_or("`--command` needs a file")?.into()),
+            option if option.starts_with('-') => return Err(format!("unknown option `{option}`")),
+            page => asked.pages.push(page.to_owned()),
+        }
     }
     Ok(asked)
 }
@@ -274,6 +299,20 @@ mod tests {
         assert!(parse_line("bench-peers --quick --full", true).is_err());
         assert!(parse_line("bench-peers --only", true).is_err());
         assert!(parse_line("bench-peers frida", true).is_err());
+    }
+
+    #[test]
+    fn manual_takes_pages_and_a_command() {
+        let asked = manual::Asked {
+            command: Some("target/debug/trapline".into()),
+            write: false,
+            pages: vec!["sql.md".to_owned()],
+        };
+        assert_eq!(parse_line("manual sql.md --command target/debug/trapline", true), Ok(Verb::Manual(asked)));
+        assert!(parse_line("manual --all", true).is_err());
+        assert!(parse_line("manual --command", true).is_err());
+        assert_eq!(parse_line("newcomer", false), Ok(Verb::Newcomer));
+        assert!(parse_line("newcomer --fast", false).is_err());
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! A verb is parsed by [`args`] and carried out here. `test` and `lint` are a walk by [`runner`] over the table in
 //! [`steps`], whose outcomes [`expect`] judges; `kernel-test` ([`kernel`]) boots a kernel that traces itself; `bench-peers` ([`peers`]) measures trapline beside others; `consumers` ([`consumers`]) has other tools read our exports;
+//! `manual` ([`manual`]) follows the manual's pages, and `newcomer` ([`newcomer`]) the README's on a fresh system;
 //! `setup` ([`setup`]) makes a machine ready for them; [`text`] holds the
 //! rules about our own files that no compiler checks.
 //!
@@ -14,6 +15,8 @@ mod consumers;
 mod expect;
 mod fidelity;
 mod kernel;
+mod manual;
+mod newcomer;
 mod packages;
 mod peers;
 mod runner;
@@ -60,6 +63,8 @@ fn carry_out(verb: Verb) -> Result<ExitCode> {
         Verb::Fidelity { programs, is_narrow } => fidelity::run(&programs, is_narrow),
         Verb::Consumers(names) => consumers::run(&names),
         Verb::BenchPeers(asked) => peers::run(&asked),
+        Verb::Manual(asked) => manual::run(&asked),
+        Verb::Newcomer => newcomer::run(),
     }
 }
 
