@@ -22,8 +22,8 @@ Usage: cargo xtask VERB
   consumers [READER...]         the viewers, profilers and databases that read our exports find the calls and times of `trapline report`: perfetto, speedscope,
                                 profiler-cli, pprof, uftrace, babeltrace2, duckdb, chdb, spark, sql; installs what is missing
   manual [--command FILE] [--write] [PAGE...]
-                                the manual's pages are followed, command by command, with a release build or another command; --write writes its reference
-                                of the verbs anew
+                                the manual's pages are followed, command by command, with what the tests have built or another command; --write writes
+                                its reference of the verbs anew
   newcomer                      the README's first steps on a fresh Debian system, timed: install, record, report, open in a viewer; needs root
   bench-peers [--quick|--full] [--only PEER]
                                 trapline beside uftrace, XRay, bpftrace and Frida, on the same work: writes docs/benchmarks.md. --quick takes fewer calls, and

@@ -1,7 +1,7 @@
 //! `cargo xtask manual`: the pages of the manual are followed, command by command.
 //!
 //! A page's `sh` blocks are one session of a shell, in an empty folder, with `trapline` in the path; a `text` block behind one of them is what people are shown, and has to be among what it
-//! printed. [`page`] reads a page, [`follow`] runs it, [`reference`] writes the page that the command line itself knows best, and [`links`] finds pages that nothing leads to and links that
+//! printed. [`page`] reads a page, [`follow`] runs it, [`mod@reference`] writes the page that the command line itself knows best, and [`links`] finds pages that nothing leads to and links that
 //! lead nowhere. Negative controls are in the tests of these: a command that fails, and words that are not printed, are found.
 //!
 //! Invariant: each command of each page is run, or the page says why not, and that is printed.
@@ -33,7 +33,7 @@ const NEEDS: [packages::Need; 5] = [
 /// What of `manual` the user asked for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Asked {
-    /// The command that pages mean; a release build unless said.
+    /// The command that pages mean; the one that the tests have built unless said.
     pub(crate) command: Option<PathBuf>,
     /// Write the reference anew, and follow nothing.
     pub(crate) write: bool,
@@ -54,7 +54,7 @@ pub(crate) fn run(asked: &Asked) -> Result<ExitCode> {
     let docs = workspace_root().join("docs");
     let trapline = match &asked.command {
         Some(path) => path.canonicalize().with_context(|| format!("looking for {}", path.display()))?,
-        None => fidelity::build_trapline()?,
+        None => fidelity::build_trapline(fidelity::Build::Test)?,
     };
     let reference = reference::of(&trapline)?;
     let written = docs.join(reference::PAGE);

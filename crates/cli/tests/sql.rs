@@ -338,7 +338,7 @@ static volatile unsigned long sum;
 KEEP unsigned long leaf(unsigned long n) { for (unsigned long i = 0; i < n % 50; i++) sum += i; return sum; }
 KEEP unsigned long deep(unsigned long n) { return n ? deep(n - 1) + leaf(n) : leaf(1); }
 KEEP void leave(void) { leaf(3); pthread_exit(0); }
-KEEP void *work(void *given) { for (unsigned long i = 0; i < 3000; i++) { deep(i % 7); leaf(i); } if (given) leave(); return 0; }
+KEEP void *work(void *given) { for (unsigned long i = 0; i < 1000; i++) { deep(i % 7); leaf(i); } if (given) leave(); return 0; }
 int main(void) {
     pthread_t threads[4];
     for (long i = 0; i < 4; i++) pthread_create(&threads[i], 0, work, (void *)(i & 1));

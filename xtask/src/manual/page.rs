@@ -160,7 +160,7 @@ fn main() {}
             page.blocks.iter().map(|block| (block.line, block.commands.as_str())).collect();
         assert_eq!(commands, [(3, "cc x.c\n"), (7, "run one\nrun two\n")]);
         assert_eq!(page.blocks[1].shown, [(15, "3 calls of 12.5us  in one".to_owned())]);
-        assert_eq!(page.left_out, [(18, "it needs root".to_owned())]);
+        assert_eq!(page.left_out, [(19, "it needs root".to_owned())]);
         assert!(parse("```sh\nrun").is_err());
         assert!(parse("<!-- before\nrun").is_err());
         assert_eq!(parse("```text\na picture\n```"), Ok(Page::default()));
