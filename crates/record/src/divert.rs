@@ -217,3 +217,58 @@ fn jump_target(at: Addr, bytes: &[u8]) -> Option<Addr> {
     let displacement = displacement.first_chunk().map(|bytes| i32::from_le_bytes(*bytes))?;
     (first == JUMP).then(|| at.after(JUMP_BYTES).offset(displacement.into()))
 }
+
+#[cfg(test)]
+mod tests {
+    use trapline_engine::Mode;
+
+    use super::*;
+
+    fn edit(at: u64, expected: &[u8], new: &[u8]) -> Write {
+        Write { at: Addr::new(at), expected: InsnBytes::new(expected), new: InsnBytes::new(new) }
+    }
+
+    #[test]
+    fn jumps_lead_where_they_were_made_for() {
+        let at = Addr::new(0x5555_0000_1000);
+        for distance in [-0x1000, 5, 0x7000_0000] {
+            let to = at.offset(distance);
+            let jump = encode::jmp(at, to, Mode::Bits64).expect("within reach");
+            assert_eq!(jump_target(at, &jump), Some(to));
+        }
+        assert_eq!(jump_target(at, &[0xe8, 0, 0, 0, 0]), None);
+        assert_eq!(jump_target(at, &[0xe9, 0, 0]), None);
+    }
+
+    #[test]
+    fn edits_are_amended_in_the_list_that_has_them_and_in_no_other() {
+        let (old, new) = (edit(0x1004, &[1; 5], &[2; 5]), edit(0x1000, &[3; 9], &[4; 9]));
+        let (before, after) = (edit(0x800, &[5], &[6]), edit(0x2000, &[5], &[6]));
+        let amended = Amended { gone: vec![old], come: vec![new] };
+        let (mut list, mut other) = (vec![before, old, after], vec![before]);
+        amended.apply(&mut list);
+        amended.apply(&mut other);
+        assert_eq!(list, [before, new, after]);
+        assert_eq!(other, [before]);
+        // As the guard is told.
+        amended.apply(&mut list);
+        assert_eq!(list, [before, new, after]);
+    }
+
+    /// Read from this process as from another one.
+    #[test]
+    fn what_is_taken_back_has_the_patch_and_what_stays_is_what_was_there() {
+        static CODE: [u8; 16] = [0xf3, 0x0f, 0x1e, 0xfa, 0xe9, 1, 2, 3, 4, 9, 9, 9, 9, 9, 9, 9];
+        let memory = Memory::open(std::process::id().cast_signed()).expect("our own memory");
+        let at = Addr::new(CODE.as_ptr().addr() as u64);
+        let armed = edit(at.value() + 4, &[0x41, 0x54, 0x55, 0x53, 0x90], &CODE[4..9]);
+        let patch = [0xe9, 7, 7, 7, 7];
+        let one = merged(&memory, &[armed], at, &patch).expect("short edits");
+        assert_eq!((one.at, &*one.new), (at, &CODE[..9]));
+        assert_eq!(*one.expected, [0xe9, 7, 7, 7, 7, 0x54, 0x55, 0x53, 0x90]);
+        let hidden = Hidden::new(vec![one]);
+        assert_eq!(hidden.read(&memory, at, 5).expect("our own memory"), patch);
+        assert_eq!(hidden.read(&memory, at.after(8), 4).expect("our own memory"), [0x90, 9, 9, 9]);
+        assert_eq!(hidden.read(&memory, at.after(9), 2).expect("our own memory"), [9, 9]);
+    }
+}

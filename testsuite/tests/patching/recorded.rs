@@ -112,7 +112,7 @@ fn patches_come_and_go_in_any_order_with_a_recorder() {
     is_listed(&target, "to-2: active");
     is_done(&target, &["revert"]);
     has(&mut target, 1);
-    for _ in 0..3 {
+    for _ in 0..2 {
         is_done(&target, &["apply", &two]);
         has(&mut target, 2);
         is_listed(&target, "to-2: active");
@@ -148,7 +148,7 @@ fn exceptions_go_through_new_code_that_came_while_it_was_traced() {
     let mut target = Target::start(&built);
     let before = Snapshot::of(target.pid());
     let recorder = Recorder::of(&target, &["--lib", "libgcc_s*"]);
-    for _ in 0..3 {
+    for _ in 0..2 {
         for (words, version) in [(["apply", &patch], 20), (["revert", "throws"], 10)] {
             is_done(&target, &words);
             let answer = target.ask();
@@ -195,18 +195,21 @@ fn a_program_that_was_launched_by_a_recorder_is_patched_and_who_is_inside_is_nam
     let built = Built::new();
     let patch = text(&built.patch("pair", &["-DVERSION=2"], &["pair"]));
     let stuck = text(&built.patch("loop", &["-DVERSION=2", "-DLOOP=2"], &[]));
+    let caller = text(&built.patch("caller", &["-DSLEEPER=1"], &[]));
     let mut target = Target::launched(&built, &built.scratch.join("trace"), &[]);
     let refused = target.trapline(&["apply", &stuck, "--deadline", "1"]);
     assert_eq!(refused.status, Some(2), "{}", refused.error);
     assert!(refused.error.contains("is in for_ever"), "{}", refused.error);
     assert!(refused.error.contains("sleeper+"), "no backtrace: {}", refused.error);
-    for _ in 0..3 {
-        for (words, version) in [(["apply", &patch], 2), (["revert", "pair"], 1)] {
-            is_done(&target, &words);
-            for letter in ["", "t", "f"] {
-                let Answer { version: found, mixed, .. } = target.ask_for(letter);
-                assert_eq!((found, mixed), (version, 0), "{words:?} {letter}");
-            }
+    // Nothing else than a return address that is hooked tells of this one.
+    let refused = target.trapline(&["apply", &caller, "--deadline", "1"]);
+    assert_eq!(refused.status, Some(2), "{}", refused.error);
+    assert!(refused.error.contains("is in sleeper (it returns to"), "{}", refused.error);
+    for (words, version) in [(["apply", &patch], 2), (["revert", "pair"], 1)] {
+        is_done(&target, &words);
+        for letter in ["", "t", "f"] {
+            let Answer { version: found, mixed, .. } = target.ask_for(letter);
+            assert_eq!((found, mixed), (version, 0), "{words:?} {letter}");
         }
     }
 }
@@ -283,4 +286,37 @@ fn a_child_keeps_what_it_was_forked_with() {
     assert_eq!(versions(&mut target), (2, 2));
     is_done(&target, &["revert"]);
     assert_eq!(versions(&mut target), (1, 2));
+}
+
+/// Commands that go away, and commands that come together.
+#[test]
+fn a_recorder_does_one_thing_at_a_time_and_nothing_for_a_command_that_is_gone() {
+    let built = Built::new();
+    let stuck = text(&built.patch("loop", &["-DVERSION=2", "-DLOOP=2"], &[]));
+    let patch = text(&built.patch("pair", &["-DVERSION=2"], &["pair"]));
+    let mut target = Target::start(&built);
+    let before = Snapshot::of(target.pid());
+    let recorder = Recorder::of(&target, &[]);
+    let pid = target.pid().to_string();
+    let mut command = Command::new(trapline::path());
+    let mut first =
+        command.args(["patch", "apply", "-p", &pid, &stuck, "--deadline", "100"]).spawn().expect("it starts");
+    let is_locked = || {
+        let sockets = fs::read_to_string("/proc/net/unix").expect("the kernel tells");
+        let is_it = |line: &str| line.contains("@trapline-patch-") && line.ends_with(&format!("-{pid}"));
+        sockets.lines().any(is_it)
+    };
+    run::wait_until(&"the first command", is_locked);
+    let second = target.trapline(&["apply", &patch]);
+    first.kill().expect("a command that can be killed");
+    let _ = first.wait();
+    assert!(second.status == Some(2) && second.error.contains("another trapline is patching"), "{}", second.error);
+    assert_eq!(target.ask().version, 1);
+    // Long before the deadline of the first one.
+    run::wait_until(&"the end of its work", || !is_locked());
+    is_done(&target, &["apply", &patch]);
+    assert_eq!(target.ask().version, 2);
+    is_done(&target, &["revert"]);
+    drop(recorder.leave());
+    assert_eq!(Snapshot::of(target.pid()).complaints(&before, Own::Nothing), [""; 0], "left behind");
 }
