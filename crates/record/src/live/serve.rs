@@ -285,7 +285,7 @@ impl Recorder {
         let stream = UnixStream::connect_addr(&address(tracer).ok()?).ok()?;
         // Anybody may have taken that name.
         let (listener, user) = descriptors::peer(stream.as_raw_fd()).ok()?;
-        let is_it = listener == tracer && (user == 0 || user == spawn::user() || spawn::user() == 0);
+        let is_it = listener == tracer && (user == spawn::user() || spawn::user() == 0);
         is_it.then_some(Self { pid, stream })
     }
 
