@@ -63,8 +63,10 @@ pub(crate) fn return_of(agent: &AgentAt, memory: &Memory, stack: Addr) -> io::Re
     }
 }
 
-/// Where the function returns to whose return address was in a slot that is hooked; `None` if no shadow says so.
-pub(crate) fn return_at(agent: &AgentAt, memory: &Memory, slot: Addr) -> Option<u64> {
+/// Where the function returns to whose return address was in a slot that is hooked; `None` if no shadow says so. `page` is what was read last, of a process that has not
+/// gone on since: shadows of neighbours are neighbours.
+pub(crate) fn return_at(agent: &AgentAt, memory: &Memory, slot: Addr, page: &mut Option<Page>) -> Option<u64> {
+    const PAGE_BYTES: u64 = 4096;
     let shadow = match agent.mode {
         Mode::Bits64 => shadow_address(slot.value()),
         Mode::Bits32 => {
@@ -74,7 +76,19 @@ pub(crate) fn return_at(agent: &AgentAt, memory: &Memory, slot: Addr) -> Option<
             narrow::shadow_address(u32::try_from(entry).ok()?, address)?.into()
         }
     };
-    return_in(agent.mode, slot, &memory.read_vec(Addr::new(shadow), BYTES).ok()?)
+    let start = Addr::new(shadow & !(PAGE_BYTES - 1));
+    if page.as_ref().is_none_or(|page| page.at != start) {
+        *page = Some(Page { at: start, bytes: memory.read_vec(start, usize::try_from(PAGE_BYTES).ok()?).ok()? });
+    }
+    let bytes = page.as_ref()?.bytes.get(usize::try_from(shadow % PAGE_BYTES).ok()?..)?;
+    return_in(agent.mode, slot, bytes.get(..BYTES)?)
+}
+
+/// A page of shadows.
+#[derive(Debug)]
+pub(crate) struct Page {
+    at: Addr,
+    bytes: Vec<u8>,
 }
 
 /// The same at 32 bit, where the function may have taken arguments off the stack too: as `trapline_return` does it.

@@ -6,6 +6,7 @@
 
 use std::{
     io,
+    sync::Mutex,
     time::{Duration, Instant},
 };
 
@@ -18,7 +19,7 @@ use crate::{
     inject::Gadgets,
     places::Places,
     remote::Remote,
-    shadows,
+    shadows::{self, Page},
     space::AgentAt,
     sys::{Tid, maps::Mapping, memory::Memory},
 };
@@ -80,6 +81,8 @@ pub(crate) struct Hooks {
     places: Places,
     /// Of functions that are asked about: where their moved instructions were, and where they are, but for the first. Who is at that has not begun.
     pub(super) moved: Vec<(Addr, AddrRange)>,
+    /// What was read of shadows last.
+    page: Mutex<Option<Page>>,
 }
 
 impl Hooks {
@@ -96,7 +99,13 @@ impl Hooks {
             let all = AddrRange::new(site.off, site.moved_bytes as u64);
             (site.window_at, AddrRange { start: all.start.after(1), ..all })
         };
-        Ok(Self { agent, code, places: Places::read(memory, &agent)?, moved: sites.map(moved).collect() })
+        Ok(Self {
+            agent,
+            code,
+            places: Places::read(memory, &agent)?,
+            moved: sites.map(moved).collect(),
+            page: Mutex::new(None),
+        })
     }
 
     /// What it has put in the place of return addresses.
@@ -106,7 +115,15 @@ impl Hooks {
 
     /// The return address that was in a slot.
     pub(super) fn return_at(&self, memory: &Memory, slot: Addr) -> Option<u64> {
-        shadows::return_at(&self.agent, memory, slot)
+        let mut page = self.page.lock().ok()?;
+        shadows::return_at(&self.agent, memory, slot, &mut page)
+    }
+
+    /// Has the process be read again, which has gone on.
+    pub(super) fn look_again(&self) {
+        if let Ok(mut page) = self.page.lock() {
+            *page = None;
+        }
     }
 
     /// The instruction of the program that one stands for.

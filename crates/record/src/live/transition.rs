@@ -203,6 +203,7 @@ impl<'a> Transition<'a> {
     /// Who is inside. Words of stacks that may be return addresses are looked at first, which is quick; what they say is believed where no walk says otherwise.
     fn in_the_way(&self, threads: &[Tid], forbidden: &Forbidden, walker: &mut Walker) -> io::Result<Vec<InTheWay>> {
         let Forbidden { words, contexts, hooks } = forbidden;
+        hooks.iter().for_each(Hooks::look_again);
         let Some(&any) = threads.first() else { return Ok(Vec::new()) };
         let process = OtherProcess::new(any)?;
         let mut inside = Vec::new();
