@@ -6,13 +6,13 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
     io::{self, Write as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, Result};
 use clap::Args;
 use serde_json::{Value, json};
-use trapline_trace::{Catalog, Chunk, FunctionRef, Reader, Unload};
+use trapline_trace::{Catalog, Chunk, Damage, FunctionRef, Reader, Unload};
 
 use crate::{
     Outcome, color,
@@ -37,7 +37,16 @@ pub(crate) struct Arguments {
 
 /// Reads the trace and describes it.
 pub(crate) fn run(arguments: &Arguments) -> Result<Outcome> {
-    let mut reader = Reader::open(&arguments.input)?;
+    let (info, catalog, damage) = describe(&arguments.input)?;
+    warn(&damage, &catalog);
+    let text = if arguments.json { format!("{info}\n") } else { told(&info) };
+    print(&text)?;
+    Ok(Outcome::Good)
+}
+
+/// What `--json` prints.
+pub(crate) fn describe(input: &Path) -> Result<(Value, Catalog, Damage)> {
+    let mut reader = Reader::open(input)?;
     let mut catalog = Catalog::new();
     let (mut records, mut calls, mut first, mut last) = (0_u64, 0_u64, u64::MAX, 0_u64);
     let mut unloads = Vec::new();
@@ -51,9 +60,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome> {
             (first, last) = (first.min(events.first_tsc), last.max(events.last_tsc));
         }
     }
-    warn(reader.damage(), &catalog);
     let meta = catalog.meta.clone().unwrap_or_default();
     let (traced, total, reasons) = census(&catalog);
+    let record_ps = catalog.end.and_then(|end| end.record_ps);
     let info = json!({
         "version": JSON_VERSION, "trapline": meta.version, "host": meta.host, "kernel": meta.kernel, "cpu": meta.cpu,
         "command": meta.command, "started_unix_ns": meta.started_unix_ns, "options": meta.options,
@@ -68,11 +77,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome> {
             "path": module.path, "build_id": module.build_id, "functions": module.functions,
         })).collect::<Vec<Value>>(),
         "patches": patches(&catalog, &unloads, first), "traced": traced, "total": total, "untraced": reasons, "calls": calls, "records": records,
-        "bytes": reader.offset(), "lost": lost_json(&catalog, reader.damage()),
+        "bytes": reader.offset(), "lost": lost_json(&catalog, reader.damage()), "overhead": record_ps.map(|record_ps| json!({
+            "record_ps": record_ps, "total_ns": record_ps.saturating_mul(records) / 1000,
+        })),
     });
-    let text = if arguments.json { format!("{info}\n") } else { told(&info) };
-    print(&text)?;
-    Ok(Outcome::Good)
+    let damage = reader.damage().clone();
+    Ok((info, catalog, damage))
 }
 
 /// Live patches, and when they came and went, from the first event.
@@ -134,6 +144,10 @@ fn told(info: &Value) -> String {
     );
     for (reason, count) in info["untraced"].as_object().into_iter().flatten() {
         let _ = writeln!(told, "           {count} {reason}");
+    }
+    if let Some(record_ps) = info["overhead"]["record_ps"].as_u64() {
+        let (record_ns, total) = (record_ps as f64 / 1e3, duration(info["overhead"]["total_ns"].as_u64().unwrap_or(0)));
+        let _ = writeln!(told, "overhead   about {record_ns:.1} ns a record, {total} of the program's time");
     }
     let missing = color::missing();
     for (cause, count) in info["lost"].as_object().into_iter().flatten() {

@@ -40,7 +40,7 @@ pub(crate) struct Arguments {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-enum Field {
+pub(crate) enum Field {
     Calls,
     Total,
     #[value(name = "self")]
@@ -55,7 +55,8 @@ enum Field {
 }
 
 /// A function as it is shown. Times are nanoseconds.
-struct Row {
+pub(crate) struct Row {
+    pub(crate) site: u32,
     name: String,
     module: String,
     address: u64,
@@ -74,8 +75,7 @@ struct Row {
 /// Reads the trace and prints the report.
 pub(crate) fn run(arguments: &Arguments) -> Result<Outcome> {
     let profile = profile(&arguments.input)?;
-    let mut rows: Vec<Row> = profile.functions.iter().map(|function| row(&profile.catalog, function)).collect();
-    sort(&mut rows, arguments.sort);
+    let mut rows = rows(&profile, arguments.sort);
     rows.truncate(arguments.limit.unwrap_or(usize::MAX));
     warn(&profile.damage, &profile.catalog);
     let text = if arguments.json { format!("{}\n", report_json(&profile, &rows)) } else { table(&rows) };
@@ -83,11 +83,19 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome> {
     Ok(Outcome::Good)
 }
 
+/// All functions that were called, in this order.
+pub(crate) fn rows(profile: &Profile, field: Field) -> Vec<Row> {
+    let mut rows: Vec<Row> = profile.functions.iter().map(|function| row(&profile.catalog, function)).collect();
+    sort(&mut rows, field);
+    rows
+}
+
 fn row(catalog: &Catalog, function: &FunctionProfile) -> Row {
     let clock = catalog.clock();
     let timed = |ticks: u64| (function.timed > 0).then(|| clock.ns(ticks));
     let found = catalog.function(function.site);
     Row {
+        site: function.site,
         name: found.name(),
         module: found.module_path().to_owned(),
         address: found.function.map_or(0, |function| function.address),
@@ -119,7 +127,8 @@ fn sort(rows: &mut [Row], field: Field) {
     }
 }
 
-fn report_json(profile: &Profile, rows: &[Row]) -> Value {
+/// What `--json` prints.
+pub(crate) fn report_json(profile: &Profile, rows: &[Row]) -> Value {
     let functions: Vec<Value> = rows
         .iter()
         .map(|row| {

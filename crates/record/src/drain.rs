@@ -254,6 +254,9 @@ impl Work {
         let losses = self.writer.with_own(&self.losses);
         let records = self.totals.load(Ordering::Relaxed);
         let overhead = self.gauge.overhead(records, |ticks| self.clock.ns(ticks));
+        if let Some(overhead) = overhead {
+            self.writer.record_cost(overhead.record_ps);
+        }
         // A trace that lacks something has no end.
         let failure = self.failure.or_else(|| self.writer.finish().err());
         Finished { losses, overhead, failure }

@@ -54,6 +54,12 @@ impl Histogram {
         0
     }
 
+    /// The value in the middle of each bucket that is not empty, the smallest first, with its count.
+    pub fn counts(&self) -> impl Iterator<Item = (u64, u32)> {
+        let counts = (self.first..).zip(&self.counts);
+        counts.filter(|(_, count)| **count > 0).map(|(bucket, count)| (middle_of(bucket), *count))
+    }
+
     /// The count of a bucket that may not be there yet.
     fn grow(&mut self, bucket: usize) -> &mut u32 {
         let octave = bucket - bucket % PER_OCTAVE;
@@ -129,6 +135,17 @@ mod tests {
             histogram.add(value);
         }
         assert_eq!((histogram.percentile(500), histogram.percentile(990), histogram.percentile(0)), (29, 59, 0));
+    }
+
+    #[test]
+    fn counts_are_told_by_the_middles_of_their_buckets() {
+        let mut histogram = Histogram::default();
+        for value in [7, 7, 3, 1000, 1_000_000] {
+            histogram.add(value);
+        }
+        let counts: Vec<(u64, u32)> = histogram.counts().collect();
+        assert_eq!(counts[..2], [(3, 1), (7, 2)]);
+        assert!(counts[2].0.abs_diff(1000) <= 16 && counts[3].0.abs_diff(1_000_000) <= 16_000, "{counts:?}");
     }
 
     #[test]

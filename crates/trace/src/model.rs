@@ -202,4 +202,7 @@ pub struct End {
     pub records: u64,
     /// Calls among the records.
     pub calls: u64,
+    /// What a record has cost its thread, in picoseconds, as far as the recorder could tell.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub record_ps: Option<u64>,
 }

@@ -293,6 +293,11 @@ impl Writer {
         self.json(chunk_type::CALIBRATION, &points)
     }
 
+    /// What a record has cost its thread, in picoseconds.
+    pub fn record_cost(&mut self, record_ps: u64) {
+        self.end.record_ps = Some(record_ps);
+    }
+
     /// Says that nothing is missing behind this, and gives the file's length.
     ///
     /// # Errors

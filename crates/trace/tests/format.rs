@@ -50,7 +50,7 @@ proptest! {
         prop_assert!(content.damage.is_none() && content.damage.is_finished);
         prop_assert_eq!(&events_of(&content), &events);
         let calls = events.iter().filter(|(_, event)| !matches!(event, Event::Exit { .. } | Event::Unwind { .. })).count();
-        let expected = End { event_chunks: content.chunks.len() as u64, records: events.len() as u64, calls: calls as u64 };
+        let expected = End { event_chunks: content.chunks.len() as u64, records: events.len() as u64, calls: calls as u64, record_ps: None };
         prop_assert_eq!(content.catalog.end, Some(expected));
     }
 
