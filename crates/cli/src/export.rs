@@ -82,7 +82,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome> {
         }
         partition::place(arguments.output.as_deref().unwrap_or(Path::new("calls")), &arguments.input)?
     } else {
-        arguments.output.clone().unwrap_or_else(|| default_output(&arguments.input, format))
+        arguments.output.clone().unwrap_or_else(|| beside(&arguments.input, format.ending()))
     };
     if is_same_file(&arguments.input, &output) {
         let message = format!("{} is the trace itself; name another file with -o", output.display());
@@ -106,34 +106,35 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome> {
     }
 }
 
-fn default_output(input: &Path, format: Format) -> PathBuf {
+/// Where an output lies if nobody says: beside the trace, under its name with an ending of its own.
+pub(crate) fn beside(input: &Path, ending: &str) -> PathBuf {
     let name =
         if input.extension().is_some_and(|ending| ending == "data") { input.file_stem() } else { input.file_name() };
     let mut name = name.unwrap_or_default().to_owned();
     name.push(".");
-    name.push(format.ending());
+    name.push(ending);
     input.with_file_name(name)
 }
 
 /// Whether writing the one would destroy the other.
-fn is_same_file(input: &Path, output: &Path) -> bool {
+pub(crate) fn is_same_file(input: &Path, output: &Path) -> bool {
     let [input, output] = [input, output].map(std::fs::canonicalize);
     matches!((input, output), (Ok(input), Ok(output)) if input == output)
 }
 
 /// What a terminal shows of the work.
-struct Shown {
+pub(crate) struct Shown {
     is_wanted: bool,
     start: Instant,
     last: Option<Instant>,
 }
 
 impl Shown {
-    fn new(quiet: bool) -> Self {
+    pub(crate) fn new(quiet: bool) -> Self {
         Self { is_wanted: !quiet && stderr().is_terminal(), start: Instant::now(), last: None }
     }
 
-    fn progress(&mut self, done: u64, total: u64) {
+    pub(crate) fn progress(&mut self, done: u64, total: u64) {
         const FIRST: Duration = Duration::from_secs(1);
         const EVERY: Duration = Duration::from_millis(500);
         const WIDTH: u64 = 30;
@@ -149,7 +150,7 @@ impl Shown {
         let _ = write!(stderr(), "\r[trapline: {full}{empty} {percent} % in {seconds} s]\x1b[K\r");
     }
 
-    fn end(&self) {
+    pub(crate) fn end(&self) {
         if self.last.is_some() {
             let _ = write!(stderr(), "\x1b[K");
         }
@@ -162,7 +163,7 @@ mod tests {
 
     #[test]
     fn the_output_lies_beside_the_trace() {
-        let of = |input: &str, format| default_output(Path::new(input), format).display().to_string();
+        let of = |input: &str, format| beside(Path::new(input), Format::ending(format)).display().to_string();
         assert_eq!(of("a/trapline.data", Format::Perfetto), "a/trapline.perfetto-trace");
         assert_eq!(of("trapline.data.old", Format::Flamegraph), "trapline.data.old.svg");
     }

@@ -17,6 +17,8 @@ mod export;
 mod failure;
 mod functions;
 mod graph;
+#[cfg(target_arch = "x86_64")]
+mod html;
 mod info;
 #[cfg(target_arch = "x86_64")]
 mod live;
@@ -71,6 +73,7 @@ trapline records the functions of programs that nobody prepared, without ever sk
 
   trapline record -- ls -lR /usr/share    record a program, or with -p PID one that runs
   trapline report                         see where its time went
+  trapline html                           the same in a browser, with flame graph and timeline
   trapline export                         open it in a viewer: ui.perfetto.dev
 
 `trapline --help` lists all verbs, `trapline VERB --help` has examples of each, and `trapline doctor` tells what is in the way on this machine.
@@ -85,6 +88,8 @@ enum Verb {
     Export(export::Arguments),
     Functions(functions::Arguments),
     Graph(graph::Arguments),
+    #[cfg(target_arch = "x86_64")]
+    Html(html::Arguments),
     Info(info::Arguments),
     Man(shell::ManArguments),
     Patch(patch::Arguments),
@@ -190,6 +195,8 @@ fn run(verb: &Verb) -> anyhow::Result<Outcome> {
         Verb::Export(arguments) => export::run(arguments),
         Verb::Functions(arguments) => functions::run(arguments),
         Verb::Graph(arguments) => graph::run(arguments),
+        #[cfg(target_arch = "x86_64")]
+        Verb::Html(arguments) => html::run(arguments),
         Verb::Info(arguments) => info::run(arguments),
         Verb::Man(arguments) => shell::man(arguments),
         Verb::Patch(arguments) => patch::run(arguments),

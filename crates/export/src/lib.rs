@@ -3,7 +3,7 @@
 //! [`export()`] goes through a trace once and writes it in a [`Format`]. What the trace tells comes as calls from one place (`source`), to one file a format, each
 //! of which implements `Output` and knows nothing of the others. Invariant: every call of the trace is told to the format exactly once, with times that
 //! never go back within a thread; memory does not grow with the trace, but for the formats whose own form is a whole ([`Format::is_held`]).
-//! [`Calls`] are for who wants the calls themselves.
+//! [`Calls`] are for who wants the calls themselves, and [`html()`] writes a page for a browser.
 #![forbid(unsafe_code)]
 
 mod calls;
@@ -13,6 +13,7 @@ mod error;
 mod firefox;
 mod flame;
 mod format;
+mod html;
 mod parquet;
 mod perf_script;
 mod perfetto;
@@ -25,6 +26,7 @@ mod uftrace;
 pub use calls::{Calls, Row, ending_word};
 pub use error::Error;
 pub use format::Format;
+pub use html::{Facts, html};
 pub use source::{Function, Summary, Thread};
 pub use target::Target;
 
