@@ -25,6 +25,9 @@ Usage: cargo xtask VERB
                                 the manual's pages are followed, command by command, with what the tests have built or another command; --write writes
                                 its reference of the verbs anew
   newcomer                      the README's first steps on a fresh Debian system, timed: install, record, report, open in a viewer; needs root
+  pages [--measure | CHECK...]  the page of `trapline html` in Chromium: its numbers are the report's; clicks, search, zooms, keys, themes, small screens,
+                                names for screen readers; controls that have to be found. --measure: how long ten million calls take to open, and
+                                how many frames a second there are while the timeline moves
   bench-peers [--quick|--full] [--only PEER]
                                 trapline beside uftrace, XRay, bpftrace and Frida, on the same work: writes docs/benchmarks.md. --quick takes fewer calls, and
                                 --only one tracer; both print instead of writing. --full reports on ten times as many calls
@@ -54,6 +57,8 @@ pub(crate) enum Verb {
     Fidelity { programs: Vec<String>, is_narrow: bool },
     /// Have these tools read our exports, or all.
     Consumers(Vec<String>),
+    /// Drive the page of `trapline html`: all checks, or these.
+    Pages { checks: Vec<String>, is_measured: bool },
     /// Measure trapline beside its peers.
     BenchPeers(BenchPeers),
     /// Follow the manual.
@@ -150,6 +155,10 @@ pub(crate) fn parse(mut arguments: impl Iterator<Item = String>, under_ci: bool)
             Ok(Verb::Fidelity { programs, is_narrow: !options.is_empty() })
         }
         "consumers" => Ok(Verb::Consumers(arguments.collect())),
+        "pages" => {
+            let (options, checks): (Vec<String>, Vec<String>) = arguments.partition(|word| word == "--measure");
+            Ok(Verb::Pages { checks, is_measured: !options.is_empty() })
+        }
         "bench-peers" => bench_peers(arguments).map(Verb::BenchPeers),
         "manual" => follow(arguments).map(Verb::Manual),
         "newcomer" => arguments.next().map_or(Ok(Verb::Newcomer), |word| Err(format!("unknown option `{word}`"))),

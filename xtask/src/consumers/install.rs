@@ -38,7 +38,7 @@ impl Tools {
                 tools.node()?;
                 tools.python("viztracer", VIZTRACER)?;
             }
-            "speedscope" | "profiler-cli" => tools.node()?,
+            "speedscope" | "profiler-cli" | "pages" => tools.node()?,
             "spark" => {
                 packages::ensure(&[("/usr/bin/java", "openjdk-17-jre-headless")])?;
                 tools.python("pyspark", "pyspark")?;

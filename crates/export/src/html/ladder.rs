@@ -73,30 +73,30 @@ impl Ladder {
     }
 
     /// The thread's next call that has ended.
-    pub(super) fn call(&mut self, call: Piece, shelf: &mut impl Shelf) {
+    pub(super) fn call(&mut self, call: Piece, to: &mut impl Shelf) {
         let duration_ns = call.end_ns - call.start_ns;
         let step = self.steps.partition_point(|step| *step <= duration_ns) - 1;
         // What goes on at this depth was before.
         for step in 1..=step {
-            self.end_run(step, call.depth as usize, shelf);
+            self.end_run(step, call.depth as usize, to);
         }
-        shelf.call(step, call);
-        self.lay(step + 1, Run { piece: call, busy_ns: duration_ns, lead: duration_ns + 1 }, shelf);
-        while let Some(step) = shelf.full() {
-            self.end_runs(step, shelf);
-            shelf.close(step);
+        to.call(step, call);
+        self.lay(step + 1, Run { piece: call, busy_ns: duration_ns, lead: duration_ns + 1 }, to);
+        while let Some(step) = to.full() {
+            self.end_runs(step, to);
+            to.close(step);
         }
     }
 
     /// The thread has no more calls.
-    pub(super) fn end(&mut self, shelf: &mut impl Shelf) {
+    pub(super) fn end(&mut self, to: &mut impl Shelf) {
         for step in 0..self.steps.len() {
-            self.end_runs(step, shelf);
-            shelf.close(step);
+            self.end_runs(step, to);
+            to.close(step);
         }
     }
 
-    fn lay(&mut self, step: usize, next: Run, shelf: &mut impl Shelf) {
+    fn lay(&mut self, step: usize, next: Run, to: &mut impl Shelf) {
         let Some(runs) = self.runs.get_mut(step) else { return };
         let depth = next.piece.depth as usize;
         if runs.len() <= depth {
@@ -106,28 +106,28 @@ impl Ladder {
             Some(run) if next.piece.end_ns - run.piece.start_ns <= self.steps[step] => run.join(&next),
             run => {
                 if let Some(ended) = run.replace(next) {
-                    self.tell(step, ended, shelf);
+                    self.tell(step, ended, to);
                 }
             }
         }
     }
 
-    fn end_run(&mut self, step: usize, depth: usize, shelf: &mut impl Shelf) {
+    fn end_run(&mut self, step: usize, depth: usize, to: &mut impl Shelf) {
         if let Some(run) = self.runs[step].get_mut(depth).and_then(Option::take) {
-            self.tell(step, run, shelf);
+            self.tell(step, run, to);
         }
     }
 
-    fn end_runs(&mut self, step: usize, shelf: &mut impl Shelf) {
+    fn end_runs(&mut self, step: usize, to: &mut impl Shelf) {
         for depth in 0..self.runs[step].len() {
-            self.end_run(step, depth, shelf);
+            self.end_run(step, depth, to);
         }
     }
 
     /// A run is what the next step's runs are made of.
-    fn tell(&mut self, step: usize, run: Run, shelf: &mut impl Shelf) {
-        shelf.run(step, run.piece);
-        self.lay(step + 1, Run { lead: run.busy_ns + 1, ..run }, shelf);
+    fn tell(&mut self, step: usize, run: Run, to: &mut impl Shelf) {
+        to.run(step, run.piece);
+        self.lay(step + 1, Run { lead: run.busy_ns + 1, ..run }, to);
     }
 }
 

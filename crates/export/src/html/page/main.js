@@ -56,6 +56,7 @@ async function start() {
   const stacks = new Stacks(count, await unpacked(0, 0, facts.stacks.bytes));
   new Details(byId('details'), stacks);
   new Flame(byId('flame'), byId('flame-tools'), byId('flame-status'), stacks);
+  performance.mark('trapline-functions');
 }
 
 function openTimeline() {

@@ -238,6 +238,16 @@ class Timeline {
       context.fillText(`${thread.name} · thread ${thread.tid}${thread.pid === thread.tid ? '' : ` of ${thread.pid}`} · ${formatCount(thread.calls)} calls`, 8, at + TITLE / 2 + 1);
     }
     this.paintAxis(context, width, height);
+    this.sayWhetherBusy();
+  }
+
+  // Whether all that is to be seen is there; the first time is marked for who measures how long pages take.
+  sayWhetherBusy() {
+    const isBusy = this.blocks === null || !this.blocks.isIdle;
+    this.box.setAttribute('aria-busy', String(isBusy));
+    if (isBusy || this.isMarked) return;
+    this.isMarked = true;
+    performance.mark('trapline-timeline');
   }
 
   // Pieces go into memory, the first line of each row, which is then copied to the others.
