@@ -18,7 +18,10 @@ use super::{
     install::{self, Tools, output},
     record,
 };
-use crate::{fidelity, packages};
+use crate::{
+    fidelity::{self, Build},
+    packages,
+};
 
 /// The script's checks that find what is wrong with a page, how it is made wrong, by which text instead of which, and which.
 const CONTROLS: [(&str, &str, &str, &str); 4] = [
@@ -41,7 +44,8 @@ const CONTROLS: [(&str, &str, &str, &str); 4] = [
 /// Checks the page, all of it or what is named.
 pub(crate) fn check(names: &[String]) -> Result<ExitCode> {
     packages::ensure(&[("/usr/bin/xz", "xz-utils")])?;
-    let (tools, trapline, folder) = (Tools::for_tool("pages")?, fidelity::build_trapline()?, Folder::create()?);
+    let (tools, trapline, folder) =
+        (Tools::for_tool("pages")?, fidelity::build_trapline(Build::Test)?, Folder::create()?);
     let trace = record(&trapline, &folder.0)?;
     let page = write_page(&trapline, &trace)?;
     let report = folder.0.join("report.json");
@@ -108,7 +112,8 @@ pub(crate) fn measure() -> Result<ExitCode> {
     /// What is compressed makes six calls a byte.
     const INPUT_BYTES: usize = 1_720_000;
     packages::ensure(&[("/usr/bin/xz", "xz-utils")])?;
-    let (tools, trapline, folder) = (Tools::for_tool("pages")?, fidelity::build_trapline()?, Folder::create()?);
+    let (tools, trapline, folder) =
+        (Tools::for_tool("pages")?, fidelity::build_trapline(Build::Release)?, Folder::create()?);
     let input = folder.0.join("input");
     // A linear congruence's upper bits.
     let numbers = std::iter::successors(Some(1_u32), |number| Some(number.wrapping_mul(1_664_525).wrapping_add(1)));
@@ -149,7 +154,7 @@ mod tests {
     #[test]
     fn a_spoilt_page_has_another_number() {
         let page = "<script id=\"facts\">{\"report\":{\"functions\":[{\"calls\":7}]}}</script>textContent: isTime ? formatDuration(known[key])";
-        let [_, wrong] = [page.to_owned(), spoilt(page, "numbers", CONTROLS[0].2, "").expect("a page")];
+        let wrong = spoilt(page, "numbers", CONTROLS[0].2, "").expect("a page");
         assert_eq!(wrong, page.replace("\"calls\":7", "\"calls\":8"));
         assert!(spoilt("", "themes", "--quiet", "").is_err());
     }
