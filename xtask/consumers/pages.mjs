@@ -185,6 +185,7 @@ const checks = {
     for (const { name, ns } of inverted) if (times.get(name)?.count === 1) near(ns, times.get(name).own, 0.01, `time of ${name} itself`);
 
     await page.click('[data-value=butterfly]');
+    await page.waitForSelector('#flame .empty:not([hidden])');
     same(await text('#flame .empty'), /^Select a function/, 'butterfly of nothing');
     const wanted = report.functions.find(({ name, calls }) => times.get(name).count === 1 && calls > 1);
     await page.fill('#search', wanted.name);
@@ -271,9 +272,14 @@ const checks = {
     await page.focus('#timeline');
     for (let press = 0; press < 80; press++) await page.keyboard.press('w');
     same(await span() <= 60, true, 'the shortest span');
-    const single = (await along('timeline', 26 + 22 + 8, 60)).map(({ text }) => text);
-    same(single.filter((text) => /calls within/.test(text)), [], 'merged calls');
-    await page.mouse.dblclick(middle, row);
+    let call = null;
+    for (let y = row - area.y; y < area.height - 10 && call === null; y += 17) {
+      const single = (await along('timeline', y, 60)).filter(({ text }) => /thread \d+$/.test(text));
+      same(single.filter(({ text }) => /calls within/.test(text)), [], 'merged calls');
+      if (single.length > 0) call = { x: area.x + single[0].x, y: area.y + y };
+    }
+    same(call !== null, true, 'there is a call in the middle');
+    await page.mouse.dblclick(call.x, call.y);
     await page.mouse.move(5, 5);
     same(await span() > 60, true, 'zoomed to a call');
     await page.click('button[aria-label="Show all of it"]');

@@ -56,6 +56,7 @@ pub(crate) enum Field {
 
 /// A function as it is shown. Times are nanoseconds.
 pub(crate) struct Row {
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "for pages, which the 64-bit command writes"))]
     pub(crate) site: u32,
     name: String,
     module: String,

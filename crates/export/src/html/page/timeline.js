@@ -10,8 +10,11 @@ const LEAST_SPAN = 40;
 class Timeline {
   constructor(box, tools, status) {
     Object.assign(this, { box, status, pointers: new Map(), hovered: null, thread: null, blocks: null, labels: [] });
-    this.end = facts.threads.reduce((end, thread) => Math.max(end, thread.end_ns), 1);
-    [this.from, this.to] = [0, this.end];
+    // From the first call to the end of the last one.
+    this.start = facts.threads.reduce((start, thread) => Math.min(start, thread.start_ns), Infinity);
+    if (this.start === Infinity) this.start = 0;
+    this.end = facts.threads.reduce((end, thread) => Math.max(end, thread.end_ns), this.start + LEAST_SPAN);
+    [this.from, this.to] = [this.start, this.end];
     this.surface = new Surface(box, (context, top, width, height) => this.paint(context, top, width, height));
     box.tabIndex = 0;
     box.setAttribute('role', 'application');
@@ -44,7 +47,7 @@ class Timeline {
       this.box.scrollTop = 0;
       this.lay();
     });
-    tools.append(...facts.threads.length > 1 ? [this.select] : [], button('−', 'Zoom out', () => this.zoom(2)), button('+', 'Zoom in', () => this.zoom(0.5)), button('All', 'Show all of it', () => this.show(0, this.end)));
+    tools.append(...facts.threads.length > 1 ? [this.select] : [], button('−', 'Zoom out', () => this.zoom(2)), button('+', 'Zoom in', () => this.zoom(0.5)), button('All', 'Show all of it', () => this.show(this.start, this.end)));
   }
 
   // Where each thread stands.
@@ -62,8 +65,8 @@ class Timeline {
 
   // Shows a window of time, as far as there is something.
   show(from, to) {
-    const span = Math.min(this.end, Math.max(LEAST_SPAN, to - from));
-    this.from = Math.min(this.end - span, Math.max(0, from + (to - from - span) / 2));
+    const span = Math.min(this.end - this.start, Math.max(LEAST_SPAN, to - from));
+    this.from = Math.min(this.end - span, Math.max(this.start, from + (to - from - span) / 2));
     this.to = this.from + span;
     this.surface.request();
     this.tell();
@@ -71,15 +74,15 @@ class Timeline {
 
   move(by) {
     const span = this.to - this.from;
-    const from = Math.min(this.end - span, Math.max(0, this.from + by));
+    const from = Math.min(this.end - span, Math.max(this.start, this.from + by));
     this.show(from, from + span);
   }
 
   // Makes the window so many times as long around a moment.
   zoom(by, moment = (this.from + this.to) / 2) {
-    const span = Math.min(this.end, Math.max(LEAST_SPAN, (this.to - this.from) * by));
+    const span = Math.min(this.end - this.start, Math.max(LEAST_SPAN, (this.to - this.from) * by));
     const share = (moment - this.from) / (this.to - this.from);
-    const from = Math.min(this.end - span, Math.max(0, moment - share * span));
+    const from = Math.min(this.end - span, Math.max(this.start, moment - share * span));
     this.show(from, from + span);
   }
 
@@ -164,7 +167,7 @@ class Timeline {
     const acts = {
       a: () => this.move(-0.15 * span), d: () => this.move(0.15 * span), w: () => this.zoom(0.7), s: () => this.zoom(1 / 0.7),
       arrowleft: () => this.move(-0.15 * span), arrowright: () => this.move(0.15 * span), '+': () => this.zoom(0.7), '=': () => this.zoom(0.7), '-': () => this.zoom(1 / 0.7),
-      0: () => this.show(0, this.end), home: () => this.show(0, span), end: () => this.show(this.end - span, this.end),
+      0: () => this.show(this.start, this.end), home: () => this.show(this.start, this.start + span), end: () => this.show(this.end - span, this.end),
     };
     const act = acts[event.key.toLowerCase()];
     if (act === undefined) return;
