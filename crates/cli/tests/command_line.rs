@@ -20,6 +20,8 @@ const VERBS: &[&[&str]] = &[
     &["export"],
     &["functions"],
     &["graph"],
+    #[cfg(target_arch = "x86_64")]
+    &["html"],
     &["info"],
     &["man"],
     &["patch"],

@@ -12,13 +12,14 @@ use std::{
 use common::Directory;
 
 /// Every verb as its words, and its usage behind its name.
-const USAGE: [(&[&str], &str); 20] = [
+const USAGE: [(&[&str], &str); 21] = [
     (&["completions"], " [OPTIONS] <SHELL>"),
     (&["diff"], " [OPTIONS] <BEFORE> <AFTER>"),
     (&["doctor"], " [OPTIONS]"),
     (&["export"], " [OPTIONS]"),
     (&["functions"], " [OPTIONS] [FILE]"),
     (&["graph"], " [OPTIONS] <FUNCTION>"),
+    (&["html"], " [OPTIONS]"),
     (&["info"], " [OPTIONS]"),
     (&["man"], " [OPTIONS] [DIR"),
     (&["patch"], " [OPTIONS] <COMMAND>"),

@@ -20,6 +20,8 @@ const VERBS: &[&[&str]] = &[
     &["diff", "good.data"],
     #[cfg(target_arch = "x86_64")]
     &["export", "-q", "-o", "-", "--format", "chrome", "-i"],
+    #[cfg(target_arch = "x86_64")]
+    &["html", "-q", "-o", "-", "-i"],
 ];
 
 /// With a trace of 10,000 calls, `good.data`.

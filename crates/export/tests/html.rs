@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU32, Ordering},
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
@@ -20,8 +21,11 @@ use trapline_trace::{
 struct Directory(PathBuf);
 
 impl Directory {
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("trapline-html-{name}-{}", std::process::id()));
+    fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        // Relaxed: it only has to be another number each time.
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("trapline-html-{}-{number}", std::process::id()));
         fs::create_dir_all(&path).expect("a directory for the test");
         Self(path)
     }
@@ -112,8 +116,7 @@ fn numbers(text: &str, page: u64, offset: u64, len: u64) -> Vec<u64> {
 }
 
 fn page(left_out: Option<u32>, detail: u64) -> (Directory, Page) {
-    let name = format!("{}-{detail}", left_out.unwrap_or(0));
-    let directory = Directory::new(&name);
+    let directory = Directory::new();
     let (input, output) = (directory.0.join("t.data"), directory.0.join("t.html"));
     write_trace(&input, left_out);
     let report = json!({ "functions": NAMES.map(|name| json!({ "name": name })) });
