@@ -173,7 +173,7 @@ fn expected(directory: &Directory) -> BTreeMap<usize, (u64, u64)> {
     while let Some(row) = calls.next_call().expect("a call") {
         let site = calls.function(row.function).site;
         let sum = sums.entry(usize::try_from(site).expect("a site")).or_default();
-        *sum = (sum.0 + 1, sum.1 + row.duration_ns.unwrap_or(0));
+        *sum = (sum.0 + 1, sum.1 + row.duration_ns);
     }
     sums
 }
