@@ -142,8 +142,8 @@ pub(crate) fn base() -> ThreadBase {
     ThreadBase { segment, pointer: None, offset: offset() as i64 }
 }
 
-/// The calling thread's. Safe in signal handlers.
-pub(crate) fn with_current<R>(work: impl FnOnce(&Thread) -> R) -> R {
+/// The calling thread's pointer to its control block.
+pub(crate) fn pointer() -> usize {
     let thread_pointer: usize;
     // SAFETY: the first word of a thread's control block is its own address (psABI of either width, TLS variant II); reading it has no effect.
     #[cfg(target_arch = "x86_64")]
@@ -155,7 +155,12 @@ pub(crate) fn with_current<R>(work: impl FnOnce(&Thread) -> R) -> R {
     unsafe {
         core::arch::asm!("mov {}, gs:[0]", out(reg) thread_pointer, options(nostack, preserves_flags, readonly, pure));
     }
-    let thread = core::ptr::with_exposed_provenance::<Thread>(thread_pointer.wrapping_add_signed(offset()));
+    thread_pointer
+}
+
+/// The calling thread's. Safe in signal handlers.
+pub(crate) fn with_current<R>(work: impl FnOnce(&Thread) -> R) -> R {
+    let thread = core::ptr::with_exposed_provenance::<Thread>(pointer().wrapping_add_signed(offset()));
     // SAFETY: (1) the address is this thread's copy of the variable declared above, which has the size of `Thread`, is aligned to 16 and lives
     // as long as the thread; (2) zero is a valid value of every field, and all fields are atomics, so shared access is fine; (3) the
     // reference does not leave this call.

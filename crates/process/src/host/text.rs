@@ -12,11 +12,11 @@ use std::{
     ptr,
 };
 
-use trapline_engine::{Addr, poke::TextWrite};
+use trapline_engine::{Addr, AddrRange, poke::TextWrite};
 
 use crate::{
     error::HostError,
-    sys::{pages::PAGE_BYTES, syscall::syscall},
+    sys::{pages::PAGE_BYTES, syscall::syscall, valgrind},
 };
 
 /// The ways to write text. [`Tracer::text_writer`](crate::Tracer::text_writer) tells which one is in use.
@@ -76,6 +76,7 @@ impl TextWriter {
             Self::ProcMem => write_proc_mem(run.start, &run.bytes[..len_bytes]),
             Self::Remap => remap(run.start, &run.bytes[..len_bytes]),
         };
+        valgrind::discard_translations(AddrRange::new(run.start, len_bytes as u64));
         run.bytes.clear();
         run.len = 0;
         result.map_err(|source| HostError::WriteText { at: run.start, len_bytes, writer: self, source })

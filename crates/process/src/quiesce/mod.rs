@@ -54,6 +54,7 @@
 //! - A thread waiting for the child that it started by `vfork` cannot be stopped. The child shares the memory, so this is not ignored: the
 //!   stop fails with [`QuiesceError::Unstoppable`] and names the thread.
 //! - Other processes that share the memory (`clone` with `CLONE_VM` alone) run on. A forked child has memory of its own.
+//! - Valgrind knows no tasks that are no threads. Under it a process of one thread counts as standing still, and any other cannot be stopped.
 //! - Relative timeouts of the few calls that the kernel does not restart by itself (`epoll_wait`, `sigtimedwait`, sockets with a timeout)
 //!   start afresh.
 
@@ -209,6 +210,7 @@ impl Stopper {
             Lost::Stop(Failure::Unsettled) => QuiesceError::Unsettled { waited: self.deadline },
             Lost::Stop(Failure::Kernel(errno)) => QuiesceError::ThreadList { errno },
             Lost::Task { signal, work_begun } => QuiesceError::StopperLost { signal, work_begun },
+            Lost::Emulated { threads } => QuiesceError::Emulated { threads },
         }
     }
 }
@@ -289,6 +291,14 @@ pub enum QuiesceError {
         signal: Option<i32>,
         /// Whether the work may have done something.
         work_begun: bool,
+    },
+    /// Valgrind runs the process, and starts no task that could stop its threads.
+    #[error(
+        "under Valgrind no task can stop the {threads} threads of this process; make the tracer, and drop it, while there is only one thread"
+    )]
+    Emulated {
+        /// How many threads there are.
+        threads: usize,
     },
 }
 

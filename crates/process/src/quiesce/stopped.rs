@@ -17,12 +17,15 @@ use super::{
     ranges::RangeSet,
     session::{State, Thread},
 };
-use crate::sys::{
-    errno::Errno,
-    memory::SharedMemory,
-    procfs::Tid,
-    ptrace::{self, Registers},
-    signal::SignalSet,
+use crate::{
+    sys::{
+        errno::Errno,
+        memory::SharedMemory,
+        procfs::Tid,
+        ptrace::{self, Registers},
+        signal::SignalSet,
+    },
+    thread,
 };
 
 /// The thread that asked for the stop.
@@ -43,11 +46,18 @@ pub struct Stopped<'a> {
     creator: Creator<'a>,
     maps: &'a MapsFile,
     map: OnceCell<Option<MemoryMap>>,
+    /// Whether the only thread is the one that does the work.
+    alone: bool,
 }
 
 impl<'a> Stopped<'a> {
     pub(super) fn new(threads: &'a [Thread], creator: Creator<'a>, maps: &'a MapsFile) -> Self {
-        Self { threads, creator, maps, map: OnceCell::new() }
+        Self { threads, creator, maps, map: OnceCell::new(), alone: false }
+    }
+
+    /// For work that the process's only thread does itself.
+    pub(super) fn alone(threads: &'a [Thread], creator: Creator<'a>, maps: &'a MapsFile) -> Self {
+        Self { alone: true, ..Self::new(threads, creator, maps) }
     }
 
     /// The threads, in ascending order of their numbers: every one that the process has, with the one that asked for the stop and the
@@ -67,41 +77,57 @@ impl<'a> Stopped<'a> {
     ///
     /// The memory map is read once a stop, at the first call.
     pub fn may_be_inside(&self, forbidden: &RangeSet) -> Option<Blocker> {
-        self.first_blocker(self.threads(), forbidden)
+        self.first_blocker(self.threads(), forbidden, forbidden)
+    }
+
+    /// Like [`may_be_inside`](Self::may_be_inside), with other ranges for where threads stand, or will when a signal handler returns, than for what the words
+    /// of their stacks return to.
+    pub(crate) fn may_stand_or_return(&self, contexts: &RangeSet, words: &RangeSet) -> Option<Blocker> {
+        self.first_blocker(self.threads(), words, contexts)
     }
 
     /// Like [`may_be_inside`](Self::may_be_inside), for one thread.
     pub fn may_thread_be_inside(&self, thread: StoppedThread<'_>, forbidden: &RangeSet) -> Option<Blocker> {
-        self.first_blocker([thread], forbidden)
+        self.first_blocker([thread], forbidden, forbidden)
     }
 
     fn first_blocker<'t>(
         &self,
         threads: impl IntoIterator<Item = StoppedThread<'t>>,
-        forbidden: &RangeSet,
+        words: &RangeSet,
+        contexts: &RangeSet,
     ) -> Option<Blocker> {
         let map = self.map.get_or_init(|| MemoryMap::snapshot(self.maps).ok());
         let memory = SharedMemory::own();
-        let mut inspector = map.as_ref().map(|map| Inspector::new(Mode::NATIVE, &memory, map, forbidden));
+        let mut inspector =
+            map.as_ref().map(|map| Inspector::new(Mode::NATIVE, &memory, map, words).with_contexts(contexts));
         threads.into_iter().find_map(|StoppedThread { tid, .. }| {
-            // A thread whose registers cannot be read was killed, with the whole process.
-            let registers = ptrace::registers(tid).ok()?;
-            if registers.is_kernel_worker() {
-                return None;
-            }
-            let context = Context {
-                pc: registers.pc(),
-                sp: registers.sp(),
-                restart: registers.restarted_syscall(),
-                thread_pointer: ptrace::thread_pointer(tid, &registers),
-                floor: (tid == self.creator.tid).then_some(self.creator.own_frames_below),
-            };
+            let context = if self.alone { self.own_context() } else { self.context_of(tid)? };
             match &mut inspector {
                 Some(inspector) => inspector.blocker_of(tid, context),
                 // Without a memory map nothing can be ruled out.
-                None => Some(Blocker { tid, at: registers.sp(), how: How::Unscannable }),
+                None => Some(Blocker { tid, at: context.sp, how: How::Unscannable }),
             }
         })
+    }
+
+    /// Where a thread stands; `None` for a kernel worker, and for a thread whose registers cannot be read: it was killed, with the whole process.
+    fn context_of(&self, tid: Tid) -> Option<Context> {
+        let registers = ptrace::registers(tid).ok()?;
+        (!registers.is_kernel_worker()).then(|| Context {
+            pc: registers.pc(),
+            sp: registers.sp(),
+            restart: registers.restarted_syscall(),
+            thread_pointer: ptrace::thread_pointer(tid, &registers),
+            floor: (tid == self.creator.tid).then_some(self.creator.own_frames_below),
+        })
+    }
+
+    /// Where the calling thread stands, which is the creator: in trapline's code, and so in no range.
+    fn own_context(&self) -> Context {
+        let floor = self.creator.own_frames_below;
+        let thread_pointer = Some(Addr::new(thread::pointer() as u64));
+        Context { pc: Addr::default(), sp: floor, restart: None, thread_pointer, floor: Some(floor) }
     }
 
     /// Takes `signal` out of the mask of every thread that blocks it, and returns how many did.

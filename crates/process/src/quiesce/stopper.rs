@@ -23,7 +23,7 @@ use trapline_engine::Addr;
 
 use super::{
     memory_map::MapsFile,
-    session::{Failure, Session, Summary, Thread},
+    session::{Failure, Session, State, Summary, Thread},
     stopped::{Creator, Stopped},
 };
 use crate::sys::{
@@ -33,6 +33,7 @@ use crate::sys::{
     procfs::{TaskDir, Tid},
     signal::{self, SignalSet},
     task::{self, Exit},
+    valgrind,
 };
 
 /// The task's stack: our own frames need some 50 KiB, the rest is for the work.
@@ -63,6 +64,8 @@ pub(super) enum Lost {
     Stop(Failure),
     /// The task ended without an outcome: `signal` killed it, if known.
     Task { signal: Option<i32>, work_begun: bool },
+    /// Valgrind starts no such task, and there are so many threads.
+    Emulated { threads: usize },
 }
 
 /// The work, without its type.
@@ -96,6 +99,9 @@ struct OfTask<'a, 'w> {
 
 /// Stops the process, runs `work` in the stopper task, and lets the process go on. `Ok` means that `work` ran to its end.
 pub(super) fn run(plan: Plan, tasks: &TaskDir, maps: &MapsFile, work: &mut Work<'_>) -> Result<Summary, Lost> {
+    if valgrind::is_running() {
+        return run_alone(plan, tasks, maps, work);
+    }
     let stack = TaskStack::new(STACK_BYTES).map_err(Lost::Start)?;
     // Twice what there is now; more only if they multiply meanwhile.
     let usual_threads = tasks.count().map_err(Lost::Start)?.saturating_mul(2).max(64);
@@ -141,6 +147,21 @@ pub(super) fn run(plan: Plan, tasks: &TaskDir, maps: &MapsFile, work: &mut Work<
             Err(Lost::Task { signal, work_begun: progress == WORK_BEGUN })
         }
     }
+}
+
+/// Does the work in the calling thread, if that is the only one: it stands still while it does something else.
+fn run_alone(plan: Plan, tasks: &TaskDir, maps: &MapsFile, work: &mut Work<'_>) -> Result<Summary, Lost> {
+    let begin = Moment::now();
+    let threads = tasks.count().map_err(Lost::Start)?;
+    if threads != 1 {
+        return Err(Lost::Emulated { threads });
+    }
+    let mask = AtomicU64::new(0);
+    let _masked = Masked::all(&mask);
+    let creator = Creator { tid: task::own_tid(), mask: &mask, own_frames_below: plan.own_frames_below };
+    let thread = Thread { tid: creator.tid, state: State::Stopped { signal: 0 } };
+    work(&Stopped::alone(&[thread], creator, maps));
+    Ok(Summary { threads, stop_ns: Moment::now().nanos_since(begin), rounds: 1, restarted_syscalls: 0 })
 }
 
 /// Where the task begins. A panic cannot leave an `extern "C"` function: it would abort the task, not the process.

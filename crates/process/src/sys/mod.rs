@@ -6,9 +6,9 @@
 //!
 //! From the bottom up: [`syscall`] enters the kernel; [`errno`] is what it may answer; [`clock`], [`signal`], [`task`], [`pages`] and
 //! [`ptrace`] are its calls by topic, with [`restart`] for those that ptrace disturbs; [`maps`] and [`procfs`] read the text it writes
-//! about a process; [`memory`] reads memory that may be missing.
+//! about a process; [`memory`] reads memory that may be missing; [`valgrind`] is asked where the processor is not one.
 //!
-//! `cfg(target_arch)` appears in [`syscall`] and [`restart`] (numbers) and in [`ptrace`] (registers), nowhere else.
+//! `cfg(target_arch)` appears in [`syscall`] and [`restart`] (numbers), and in [`ptrace`] and [`valgrind`] (registers), nowhere else.
 
 pub(crate) mod clock;
 pub(crate) mod errno;
@@ -21,3 +21,4 @@ pub(crate) mod restart;
 pub(crate) mod signal;
 pub(crate) mod syscall;
 pub(crate) mod task;
+pub(crate) mod valgrind;
