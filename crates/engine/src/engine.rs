@@ -452,9 +452,9 @@ impl<E> From<E> for DriveError<E> {
     }
 }
 
-fn await_unused<H: Host>(host: &mut H, ranges: &[AddrRange]) -> Result<(), DriveError<H::Error>> {
+fn await_passed<H: Host>(host: &mut H, ranges: &[AddrRange]) -> Result<(), DriveError<H::Error>> {
     for _ in 0..GRACE_ATTEMPTS {
-        if host.is_unused(ranges)? {
+        if host.is_passed(ranges)? {
             return Ok(());
         }
         host.relax();
@@ -479,7 +479,7 @@ pub fn drive<H: Host>(
                 Ok(())
             }
             Step::Write(part, version) => host.write_text(batch.writes(part, version)).map_err(Into::into),
-            Step::AwaitUnused => await_unused(host, &batch.interiors()),
+            Step::AwaitUnused => await_passed(host, &batch.interiors()),
             Step::SyncCores => {
                 *syncs += 1;
                 host.sync_cores().map_err(Into::into)

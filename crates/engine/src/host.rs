@@ -108,6 +108,16 @@ pub trait Host {
     /// If that cannot be found out.
     fn is_unused(&mut self, ranges: &[AddrRange]) -> Result<bool, Self::Error>;
 
+    /// Whether no thread stands in one of `ranges` (sorted by address), or comes back to it when a signal handler returns. There are nops in them and
+    /// no calls, so that return addresses need not be looked at: one that leads behind a range may well be the address of a function's body. Unless a
+    /// host knows better, it asks for more.
+    ///
+    /// # Errors
+    /// If that cannot be found out.
+    fn is_passed(&mut self, ranges: &[AddrRange]) -> Result<bool, Self::Error> {
+        self.is_unused(ranges)
+    }
+
     /// Called while waiting for trap handlers on other CPUs: a place to yield.
     fn relax(&mut self);
 }

@@ -195,6 +195,28 @@ impl OpsBuilder {
         self.attach(call_closure::<F>, data, context)
     }
 
+    /// Sends every call of the selected functions to `function`, by an IPMODIFY ops. Other ops on them see the calls as before. `function` may call what it
+    /// stands for, at its [`body`](crate::SiteInfo::body): so it sees what the function returns, and how long it takes.
+    ///
+    /// Calls made in callbacks are replaced as well. Threads that are in the function when this returns stay in it; threads that are in `function` when the
+    /// [`Ops`] is dropped stay there, and nothing waits for them.
+    ///
+    /// # Safety
+    /// `function` is the entry of a function that has the signature and the calling convention of each of the selected ones, and that stays loaded
+    /// for as long as a thread may be in it.
+    ///
+    /// # Errors
+    /// As [`register`](Self::register).
+    pub unsafe fn replace(mut self, function: Addr) -> Result<Ops, Error> {
+        self.flags.ip_modify = true;
+        // It calls nothing. With the guard, a call made in a callback would go to the old function.
+        self.flags.recursion_safe = true;
+        self.register(move |call| {
+            // SAFETY: the caller vouches for the function.
+            unsafe { call.redirect(function) };
+        })
+    }
+
     /// Attaches a function in the trampolines' own convention, C code for instance.
     ///
     /// # Safety

@@ -199,6 +199,7 @@ fn site_spec(site: &FoundSite) -> SiteSpec {
 
 /// A function that can be traced.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct SiteInfo {
     /// Where it is poked: at the function's entry, behind `endbr` if it has one.
     pub address: Addr,
@@ -208,6 +209,10 @@ pub struct SiteInfo {
     pub symbol: String,
     /// How the site was compiled in.
     pub kind: SiteKind,
+    /// Where the function goes on behind the site. A call of this address is a call of the function that no ops sees: what takes a function's place
+    /// ([`OpsBuilder::replace`]) calls the function itself by it, with the function's own signature. It is good for as long as the function's
+    /// object is loaded, with and without a tracer.
+    pub body: Addr,
 }
 
 /// What a tracer has done.
@@ -256,6 +261,8 @@ impl Tracer {
             name: names::demangle(&site.name),
             symbol: site.name.clone(),
             kind: site.kind,
+            // Behind what was compiled in, not just behind the call: that may be in the middle of an instruction when the original bytes are back.
+            body: site.address.after(site.found.len()),
         })
     }
 

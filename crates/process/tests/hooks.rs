@@ -2,7 +2,7 @@
 //!
 //! The tests here toggle ops while four threads judge each of their calls; [`arguments`](mod@arguments) are about what callbacks see and
 //! change, [`contexts`](mod@contexts) about callbacks that are interrupted or call traced functions, [`lifetime`](mod@lifetime) about what is
-//! there before, meanwhile and afterwards. Every test runs in a process of its own.
+//! there before, meanwhile and afterwards, [`replacement`](mod@replacement) about functions that stand for others. Every test runs in a process of its own.
 
 #[path = "hooks/arguments.rs"]
 mod arguments;
@@ -11,6 +11,8 @@ mod common;
 mod contexts;
 #[path = "hooks/lifetime.rs"]
 mod lifetime;
+#[path = "hooks/replacement.rs"]
+mod replacement;
 
 use std::hint::black_box;
 

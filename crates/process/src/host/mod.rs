@@ -123,6 +123,13 @@ impl Host for ProcessHost {
         Ok(blocker.is_none())
     }
 
+    fn is_passed(&mut self, ranges: &[AddrRange]) -> Result<bool, HostError> {
+        let (ranges, no_calls) = (RangeSet::new(ranges.iter().copied()), RangeSet::default());
+        let stopper = Stopper::new(QUIESCE_DEADLINE).own_frames_below(self.own_frames_below);
+        let (blocker, _) = stopper.run(|stopped| stopped.may_stand_or_return(&ranges, &no_calls))?;
+        Ok(blocker.is_none())
+    }
+
     fn relax(&mut self) {
         std::thread::yield_now();
     }
