@@ -95,14 +95,6 @@ core::arch::global_asm!(
     "trapline_process_thread:",
     ".zero {size}",
     ".popsection",
-    // The linker, or for a shared object the loader, stores the distance from the thread pointer.
-    ".pushsection .data.rel.ro.trapline_thread,\"aw\",@progbits",
-    ".p2align 3",
-    ".hidden trapline_process_thread_offset",
-    ".globl trapline_process_thread_offset",
-    "trapline_process_thread_offset:",
-    ".quad trapline_process_thread@tpoff",
-    ".popsection",
     size = const size_of::<Thread>(),
 );
 
@@ -115,6 +107,7 @@ core::arch::global_asm!(
     "trapline_process_thread:",
     ".zero {size}",
     ".popsection",
+    // The linker, or for a shared object the loader, stores the distance from the thread pointer.
     ".pushsection .data.rel.ro.trapline_thread,\"aw\",@progbits",
     ".p2align 2",
     ".hidden trapline_process_thread_offset",
@@ -125,11 +118,28 @@ core::arch::global_asm!(
     size = const size_of::<Thread>(),
 );
 
+/// Distance of [`Thread`] from the thread pointer, in bytes.
+#[cfg(target_arch = "x86_64")]
+fn offset() -> isize {
+    let offset: isize;
+    // SAFETY: reads a word that the linker makes, and sets before any code of this object runs; GNU ld puts no distance into data of shared objects.
+    unsafe {
+        core::arch::asm!(
+            "mov {}, qword ptr [rip + trapline_process_thread@GOTTPOFF]",
+            out(reg) offset,
+            options(nostack, preserves_flags, readonly, pure),
+        );
+    }
+    offset
+}
+
+#[cfg(target_arch = "x86")]
 unsafe extern "C" {
     static trapline_process_thread_offset: isize;
 }
 
 /// Distance of [`Thread`] from the thread pointer, in bytes.
+#[cfg(target_arch = "x86")]
 fn offset() -> isize {
     // SAFETY: an initialised word that the linker or the loader has set before any code of this object runs.
     unsafe { trapline_process_thread_offset }
