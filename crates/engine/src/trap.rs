@@ -63,6 +63,11 @@ impl TrapState {
         self.sites.replace(Some(sorted), relax);
     }
 
+    /// Forgets the sites again. No thread may be on its way from a breakpoint at one of them to [`decide`](Self::decide).
+    pub fn forget_sites(&self, relax: impl FnMut()) {
+        self.sites.replace(None, relax);
+    }
+
     /// Forgets handlers that other threads were in when this process was forked. They do not exist here.
     ///
     /// # Safety

@@ -20,7 +20,12 @@ pub struct Call<'a> {
     flags: OpsFlags,
 }
 
-impl Call<'_> {
+impl<'a> Call<'a> {
+    /// The call that a [`RawCallback`] was called for. `is_whole` says that the ops has `SAVE_REGS` or IPMODIFY, so that the frame has all registers.
+    pub fn of_frame(frame: &'a mut CallFrame, is_whole: bool) -> Self {
+        Self { frame, flags: OpsFlags { save_regs: is_whole, ip_modify: is_whole, ..OpsFlags::default() } }
+    }
+
     /// The site: at the function's entry, behind `endbr` if it has one.
     pub fn site(&self) -> Addr {
         self.frame.site()
@@ -199,7 +204,8 @@ impl OpsBuilder {
     /// stands for, at its [`body`](crate::SiteInfo::body): so it sees what the function returns, and how long it takes.
     ///
     /// Calls made in callbacks are replaced as well. Threads that are in the function when this returns stay in it; threads that are in `function` when the
-    /// [`Ops`] is dropped stay there, and nothing waits for them.
+    /// [`Ops`] is dropped stay there, and nothing waits for them. Callers that GCC compiles together with the selected functions need `-fno-ipa-ra`: otherwise they may
+    /// rely on registers that only the replaced function leaves alone.
     ///
     /// # Safety
     /// `function` is the entry of a function that has the signature and the calling convention of each of the selected ones, and that stays loaded

@@ -5,8 +5,10 @@
 //! text whole (no batch is half done in the child); when the last handle is gone the original bytes are back.
 
 use std::{
+    cell::Cell,
     collections::HashMap,
     ffi::c_void,
+    ptr,
     sync::{
         Arc, Mutex, Once, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -39,6 +41,32 @@ static TEXT_LOCK: ProcessLock = ProcessLock::new();
 
 /// Unregistered ops are reclaimed when this many wait: the check stops all threads for a moment.
 const RECLAIM_AT: usize = 32;
+
+thread_local! {
+    /// See [`called_from`]; 0 outside of it.
+    static CALLER: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Calls `work` for a caller whose own frames all lie above `frames`: for what makes this library's functions another language's.
+///
+/// Whether the calling thread may still be inside a callback is told by the words of its stack. Below `frames` there are trapline's frames only, with what calls before
+/// them have left in words that they do not use. Without this the frames count as trapline's from the library's own functions on.
+pub fn called_from<R>(frames: Addr, work: impl FnOnce() -> R) -> R {
+    struct Before(u64);
+    impl Drop for Before {
+        fn drop(&mut self) {
+            CALLER.set(self.0);
+        }
+    }
+    let _before = Before(CALLER.replace(frames.value()));
+    work()
+}
+
+/// Where trapline's own frames begin, for a function that has a local at `marker`.
+fn own_frames_below(marker: &u8) -> Addr {
+    let caller = CALLER.try_with(Cell::get).unwrap_or(0);
+    address(ptr::from_ref(marker).cast()).max(Addr::new(caller))
+}
 
 /// How a [`Tracer`] is to work. The defaults are right but for measurements and tests.
 #[derive(Clone, Debug)]
@@ -89,7 +117,7 @@ impl Builder {
         }
         // The frames of discovery, which end below this, leave the addresses of sites behind.
         let marker = 0_u8;
-        let marker = address((&raw const marker).cast());
+        let marker = own_frames_below(&marker);
         in_own_frame(|| self.build_alone(marker)).inspect_err(|_| RUNNING.store(false, Ordering::SeqCst))
     }
 
@@ -329,7 +357,7 @@ impl Inner {
     #[inline(never)]
     fn locked<R>(&self, work: impl FnOnce(&mut State) -> R) -> R {
         let marker = 0_u8;
-        self.locked_below(address((&raw const marker).cast()), work)
+        self.locked_below(own_frames_below(&marker), work)
     }
 
     /// The same for a caller that knows where its own frames begin.
@@ -410,7 +438,7 @@ impl Drop for Inner {
         let _not_during_fork = TEXT_LOCK.acquire();
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
         let marker = 0_u8;
-        state.engine.host_mut().set_own_frames_below(address((&raw const marker).cast()));
+        state.engine.host_mut().set_own_frames_below(own_frames_below(&marker));
         in_own_frame(|| take_down(state));
     }
 }
@@ -424,6 +452,7 @@ fn take_down(state: &mut State) {
     }
     if is_left(&mut state.engine) {
         give_signals_back();
+        sigtrap::TRAPS.forget_sites(std::thread::yield_now);
         state.engine.host_mut().unmap_code();
     } else {
         // A thread may still be on its way through a trampoline. Rather leak than fault.
