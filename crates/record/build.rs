@@ -1,4 +1,6 @@
 //! Builds the agent, in all of its variants, which travel inside the recorder.
+//!
+//! The sources of the agent and of the layouts are reached by links below this folder: a packaged crate has copies of them there.
 
 use std::{
     env, fs,
@@ -6,15 +8,16 @@ use std::{
     process::{Command, ExitCode},
 };
 
-#[path = "../agent/object.rs"]
+#[path = "agent/object.rs"]
 mod object;
 
 /// What the agent for 32-bit processes is built for.
 const NARROW_TARGET: &str = "i686-unknown-linux-gnu";
 
 fn main() -> ExitCode {
-    for path in ["../agent/object.rs", "../agent/src", "../abi/src"] {
-        println!("cargo::rerun-if-changed={path}");
+    for path in ["agent/object.rs", "agent/src", "abi/src"] {
+        // Where the links lead: what changes is there.
+        println!("cargo::rerun-if-changed={}", fs::canonicalize(path).unwrap_or_else(|_| path.into()).display());
     }
     let read = |name: &str| env::var_os(name).unwrap_or_default();
     let target = env::var("TARGET").unwrap_or_default();
@@ -22,7 +25,7 @@ fn main() -> ExitCode {
     let linker = env::var_os("RUSTC_LINKER").unwrap_or_else(|| "cc".into());
     let toolchain = object::Toolchain { rustc: read("RUSTC"), linker, target };
     let narrow = object::Toolchain { target: NARROW_TARGET.to_owned(), linker: "cc".into(), rustc: read("RUSTC") };
-    let (agent_dir, out_dir) = (Path::new(&read("CARGO_MANIFEST_DIR")).join("../agent"), read("OUT_DIR"));
+    let (agent_dir, out_dir) = (Path::new(&read("CARGO_MANIFEST_DIR")).join("agent"), read("OUT_DIR"));
     let out_dir = Path::new(&out_dir);
     for (toolchain, variant) in [
         (&toolchain, object::Variant::Preloaded),
