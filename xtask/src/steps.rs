@@ -88,7 +88,7 @@ const SOURCE: &[Step] = &[
     ),
     Step::command(
         "clippy, i686",
-        "cargo clippy --target i686-unknown-linux-gnu -p trapline-engine -p trapline-process -p trapline-cli \
+        "cargo clippy --target i686-unknown-linux-gnu -p trapline-engine -p trapline-process -p trapline-capi -p trapline-cli \
          --all-targets -- -D warnings",
         "the same for the code that only the 32-bit build compiles",
     )
