@@ -4,6 +4,7 @@
 //! "nothing is left out under CI" is a property of the parser, and no later code can forget it.
 
 use crate::manual;
+use crate::package::Package;
 
 /// What `cargo xtask help` prints.
 pub(crate) const HELP: &str = "\
@@ -31,6 +32,9 @@ Usage: cargo xtask VERB
   bench-peers [--quick|--full] [--only PEER]
                                 trapline beside uftrace, XRay, bpftrace and Frida, on the same work: writes docs/benchmarks.md. --quick takes fewer calls, and
                                 --only one tracer; both print instead of writing. --full reports on ten times as many calls
+  package --deb|--tarball|--check|--library FOLDER [--m32]
+                                what people install, made of the last commit: Debian packages, or an archive; --check installs, uses and removes them, and
+                                builds twice to compare. --library puts the library for C below a folder
   help                          this text
 
   --quick      leave out what comes after the tests: models, stress at 64 bit, fidelity, consumers and the kernel
@@ -65,6 +69,8 @@ pub(crate) enum Verb {
     Manual(manual::Asked),
     /// Follow the README on a fresh system.
     Newcomer,
+    /// Make what people install.
+    Package(Package),
 }
 
 /// What of `bench-peers` the user asked for.
@@ -162,6 +168,7 @@ pub(crate) fn parse(mut arguments: impl Iterator<Item = String>, under_ci: bool)
         "bench-peers" => bench_peers(arguments).map(Verb::BenchPeers),
         "manual" => follow(arguments).map(Verb::Manual),
         "newcomer" => arguments.next().map_or(Ok(Verb::Newcomer), |word| Err(format!("unknown option `{word}`"))),
+        "package" => package(arguments).map(Verb::Package),
         unknown => Err(format!("unknown verb `{unknown}`")),
     }
 }
@@ -241,6 +248,28 @@ fn follow(mut arguments: impl Iterator<Item = String>) -> Result<manual::Asked, 
     Ok(asked)
 }
 
+fn package(mut arguments: impl Iterator<Item = String>) -> Result<Package, String> {
+    let package = match arguments.next().as_deref() {
+        Some("--deb") => Package::Deb,
+        Some("--tarball") => Package::Tarball,
+        Some("--check") => Package::Check,
+        Some("--library") => {
+            let prefix = arguments.next().ok_or("`--library` needs the folder where it goes")?;
+            let next = arguments.next();
+            if next.as_ref().is_some_and(|word| word != "--m32") {
+                return Err(format!("unknown option `{}`", next.unwrap_or_default()));
+            }
+            Package::Library { prefix, is_narrow: next.is_some() }
+        }
+        Some(unknown) => return Err(format!("unknown option `{unknown}`")),
+        None => return Err("`package` needs --deb, --tarball, --check or --library FOLDER".to_owned()),
+    };
+    match arguments.next() {
+        Some(more) => Err(format!("one word too many: `{more}`")),
+        None => Ok(package),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -299,6 +328,18 @@ mod tests {
         assert!(parse_line("kernel-test --times 0", false).is_err());
         assert!(parse_line("kernel-test --times often", false).is_err());
         assert!(parse_line("kernel-test --only", false).is_err());
+    }
+
+    #[test]
+    fn package_makes_one_thing() {
+        assert_eq!(parse_line("package --deb", true), Ok(Verb::Package(Package::Deb)));
+        let library = Package::Library { prefix: "out".to_owned(), is_narrow: true };
+        assert_eq!(parse_line("package --library out --m32", true), Ok(Verb::Package(library)));
+        for line in
+            ["package", "package --rpm", "package --deb --tarball", "package --library", "package --library out -m32"]
+        {
+            assert!(parse_line(line, false).is_err(), "{line}");
+        }
     }
 
     #[test]

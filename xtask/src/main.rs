@@ -4,7 +4,7 @@
 //! [`steps`], whose outcomes [`expect`] judges; `kernel-test` ([`kernel`]) boots a kernel that traces itself; `bench-peers` ([`peers`]) measures trapline beside others; `consumers` ([`consumers`]) has other tools read our exports;
 //! `manual` ([`manual`]) follows the manual's pages, and `newcomer` ([`newcomer`]) the README's on a fresh system;
 //! `pages` drives the page of `trapline html` in a browser ([`consumers::pages`]);
-//! `setup` ([`setup`]) makes a machine ready for them; [`text`] holds the
+//! `package` ([`package`]) makes what people install; `setup` ([`setup`]) makes a machine ready for them; [`text`] holds the
 //! rules about our own files that no compiler checks.
 //!
 //! Invariant: nothing that a user asked for is left out in silence. What is skipped is asked for by an option, printed
@@ -18,6 +18,7 @@ mod fidelity;
 mod kernel;
 mod manual;
 mod newcomer;
+mod package;
 mod packages;
 mod peers;
 mod runner;
@@ -68,6 +69,7 @@ fn carry_out(verb: Verb) -> Result<ExitCode> {
         Verb::BenchPeers(asked) => peers::run(&asked),
         Verb::Manual(asked) => manual::run(&asked),
         Verb::Newcomer => newcomer::run(),
+        Verb::Package(package) => package::make(&package).map(|()| ExitCode::SUCCESS),
     }
 }
 

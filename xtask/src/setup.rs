@@ -103,6 +103,13 @@ const NEEDS: &[Need] = &[
         remedy: Remedy::DebianPackage("clang"),
     },
     Need {
+        name: "pkg-config",
+        used_for: "to compile C programs with the library as their authors do",
+        only_i686: false,
+        probe: Probe::Succeeds("pkg-config --version"),
+        remedy: Remedy::DebianPackage("pkg-config"),
+    },
+    Need {
         name: "xz",
         used_for: "to record it",
         only_i686: false,

@@ -1,6 +1,6 @@
 //! The way in for functions that ask whether the calling thread may still be inside a callback.
 //!
-//! Owns [`with_frames`], which makes the body of such a function. Where the caller's frames end only the first instruction can tell: so that one hands it on.
+//! Owns `with_frames`, which makes the body of such a function. Where the caller's frames end only the first instruction can tell: so that one hands it on.
 //! Neighbours: [`trapline_process::called_from`] takes it. `cfg(target_arch)` appears here and nowhere else in the crate.
 
 use trapline_process::Addr;

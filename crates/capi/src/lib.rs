@@ -5,7 +5,7 @@
 //!
 //! [`tracer`] is the process's tracer and its sites, [`filter`] chooses functions, [`ops`] attaches callbacks to them, [`call`] is what a callback sees
 //! of a call, [`status`] how a function tells what went wrong,
-//! [`mod@entry`] the way in where it matters what is on the stack.
+//! `entry` the way in where it matters what is on the stack.
 //!
 //! Invariants: every pointer that may be null is checked, and the error names it; no panic leaves a function; whatever a function hands out has one
 //! function that takes it back; all names begin with `trapline_`.

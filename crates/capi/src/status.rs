@@ -1,6 +1,6 @@
 //! How a function tells what went wrong: a status that programs decide by, and a message for people.
 //!
-//! Owns [`Status`], the message of the calling thread, and [`guard`], through which every function goes that can fail. Invariant: a panic becomes
+//! Owns [`Status`], the message of the calling thread, and `guard`, through which every function goes that can fail. Invariant: a panic becomes
 //! [`Status::Internal`] here.
 
 use std::{
