@@ -20,8 +20,19 @@ use crate::{
 /// Parts of different protection begin on pages of their own.
 const PAGE_BYTES: u64 = 4096;
 
-/// `jmp *slot(%rip)`, and two bytes to keep stubs aligned.
-const STUB: [u8; 8] = [0xff, 0x25, 0, 0, 0, 0, 0xcc, 0xcc];
+/// What a stub takes, whatever is in it.
+const STUB_BYTES: u64 = 16;
+
+/// `jmp *slot(%rip)`: what is called may be out of a jump's reach.
+const FAR: [u8; 6] = [0xff, 0x25, 0, 0, 0, 0];
+
+/// Asks an indirect function of another library what it chooses, at each call, and goes there: `push %eax; push %ecx; push %edx; call chooser; pop %edx; pop %ecx; xchg %eax,(%esp); ret`. All
+/// registers are as they were, as some have arguments (`regparm`), and the stack is aligned at the call (i386 psABI, "The Stack Frame").
+const CHOOSES: [u8; 14] = [0x50, 0x51, 0x52, 0xe8, 0, 0, 0, 0, 0x5a, 0x59, 0x87, 0x04, 0x24, 0xc3];
+
+/// Where the displacement is in one of these.
+const FAR_AT: usize = 2;
+const CHOOSES_AT: usize = 4;
 
 /// What a process says about its symbols.
 pub trait Resolver {
@@ -30,6 +41,12 @@ pub trait Resolver {
 
     /// Where a symbol of another library is, as the target would find it. Indirect functions are asked what they choose.
     fn import(&self, name: &str, version: Option<&str>) -> Option<Addr>;
+
+    /// The indirect function behind a symbol of another library, where nobody knows what it chooses.
+    fn chooser(&self, name: &str, version: Option<&str>) -> Option<Addr> {
+        let _ = (name, version);
+        None
+    }
 
     /// Where a thread-local variable is.
     fn thread_local(&self, variable: ThreadLocal<'_>) -> Option<ThreadPlace>;
@@ -220,16 +237,22 @@ impl<'a> Linker<'a> {
             let is_own = matches!(patch.symbols[relocation.symbol as usize].place, Place::Own { .. });
             // What unwind tables name of another library is a function, which code that is not position-independent expects in reach of 32 bits.
             let is_called = meaning.value == Value::Call || meaning.value == Value::Absolute && role == Role::Unwind;
-            if is_called && mode == Mode::Bits64 && !is_own {
-                linker.stubs.insert(relocation.symbol, 0);
-                linker.slots.insert((Slot::Address, relocation.symbol), 0);
+            let is_import =
+                matches!(patch.symbols[relocation.symbol as usize].place, Place::Import { is_thread_local: false, .. });
+            match mode {
+                Mode::Bits32 if is_import => drop(linker.stubs.insert(relocation.symbol, 0)),
+                Mode::Bits64 if is_called && !is_own => {
+                    linker.stubs.insert(relocation.symbol, 0);
+                    linker.slots.insert((Slot::Address, relocation.symbol), 0);
+                }
+                _ => {}
             }
         }
         let mut at = linker.place(0, Role::Code);
         for offset in linker.stubs.values_mut() {
-            at = at.next_multiple_of(STUB.len() as u64);
+            at = at.next_multiple_of(STUB_BYTES);
             *offset = at;
-            at += STUB.len() as u64;
+            at += STUB_BYTES;
         }
         linker.code = (0, at);
         at = linker.place(at.next_multiple_of(PAGE_BYTES), Role::ReadOnly);
@@ -239,7 +262,9 @@ impl<'a> Linker<'a> {
             *offset = at;
             at += if matches!(slot, Slot::ModuleAndOffset | Slot::Module) { 2 * word } else { word };
         }
-        let unwind = at.next_multiple_of(word);
+        // A zero word before them would be their end, so nothing is left free before the first.
+        let tables = patch.sections.iter().filter(|section| section.role == Role::Unwind);
+        let unwind = at.next_multiple_of(tables.map(|section| section.align).fold(word, u64::max));
         at = linker.place(unwind, Role::Unwind);
         if patch.sections.iter().any(|section| section.role == Role::Unwind) {
             // The zero word that ends them.
@@ -279,7 +304,14 @@ impl<'a> Linker<'a> {
             return Err(LinkError::NotAligned(at));
         }
         let len = usize::try_from(self.end).unwrap_or(usize::MAX);
-        let mut linking = Linking { linker: self, at, resolver, image: vec![0; len], known: BTreeMap::new() };
+        let mut linking = Linking {
+            linker: self,
+            at,
+            resolver,
+            image: vec![0; len],
+            known: BTreeMap::new(),
+            choosers: BTreeMap::new(),
+        };
         for (section, &offset) in self.patch.sections.iter().zip(&self.offsets) {
             linking.put(offset, &section.data);
             for relocation in &section.relocations {
@@ -310,7 +342,6 @@ impl<'a> Linker<'a> {
             let bytes = linking.image.get(range).filter(|bytes| !bytes.is_empty())?.to_vec();
             Some(Segment { at: linking.address(start), bytes, protection })
         };
-        let bias = linking.resolver.bias();
         let functions = self.patch.functions.iter();
         let has_unwind = self.unwind.1 > self.unwind.0;
         let unwind = has_unwind
@@ -320,7 +351,7 @@ impl<'a> Linker<'a> {
         Linked {
             segments: parts.into_iter().filter_map(segment).collect(),
             replacements: functions
-                .map(|function| (Addr::new(function.address.wrapping_add(bias)), own(function.symbol)))
+                .map(|function| (linking.in_process(function.address), own(function.symbol)))
                 .collect(),
             code: AddrRange { start: at, end: linking.address(self.code.1) },
             bodies: self
@@ -345,11 +376,22 @@ struct Linking<'a> {
     image: Vec<u8>,
     /// Addresses that were asked for.
     known: BTreeMap<u32, Addr>,
+    /// Indirect functions that are asked at each call.
+    choosers: BTreeMap<u32, Addr>,
 }
 
 impl Linking<'_> {
     fn address(&self, offset: u64) -> Addr {
         self.at.offset(offset.cast_signed())
+    }
+
+    /// Where the process has what the target's file has at an address.
+    fn in_process(&self, address: u64) -> Addr {
+        let moved = self.resolver.bias().wrapping_add(address);
+        match self.linker.patch.target.mode {
+            Mode::Bits32 => Addr::new(moved & u64::from(u32::MAX)),
+            Mode::Bits64 => Addr::new(moved),
+        }
     }
 
     fn put(&mut self, offset: u64, bytes: &[u8]) {
@@ -444,10 +486,17 @@ impl Linking<'_> {
     fn write_stubs(&mut self) {
         for (symbol, &offset) in &self.linker.stubs {
             let slot = self.linker.slots.get(&(Slot::Address, *symbol)).copied().unwrap_or(self.linker.table);
-            // From the end of the six bytes of the jump. Both are within one patch, which is smaller than 2 GiB.
-            let distance = slot.wrapping_sub(offset + 6).to_le_bytes();
-            let mut stub = STUB;
-            stub[2..6].copy_from_slice(&distance[..4]);
+            let (mut stub, at, to) = match (self.linker.patch.target.mode, self.choosers.get(symbol)) {
+                // Both are within one patch, which is smaller than 2 GiB.
+                (Mode::Bits64, _) => (FAR.to_vec(), FAR_AT, self.address(slot)),
+                (Mode::Bits32, Some(chooser)) => (CHOOSES.to_vec(), CHOOSES_AT, *chooser),
+                (Mode::Bits32, None) => (Vec::new(), 0, Addr::default()),
+            };
+            let Some(place) = stub.get_mut(at..at + 4) else { continue };
+            // Displacements count from their own end.
+            let distance = to.value().wrapping_sub(self.address(offset).after(at + 4).value()).to_le_bytes();
+            place.copy_from_slice(&distance[..4]);
+            stub.resize(usize::try_from(STUB_BYTES).unwrap_or(0), 0xcc);
             self.put(offset, &stub);
         }
     }
@@ -466,14 +515,21 @@ impl Linking<'_> {
             Place::Own { section, offset } => {
                 self.address(linker.offsets[*section as usize]).offset(offset.cast_signed())
             }
-            Place::Target { address } => Addr::new(self.resolver.bias().wrapping_add(*address)),
+            Place::Target { address } => self.in_process(*address),
             Place::Table => self.address(linker.table),
             Place::Absolute { value } => Addr::new(*value),
             Place::Import { version, is_weak, is_thread_local: false } => {
-                match self.resolver.import(&symbol.name, version.as_deref()) {
-                    Some(address) => address,
-                    None if *is_weak => Addr::new(0),
-                    None => return Err(unresolved(object, &symbol.name)),
+                let version = version.as_deref();
+                let stub = linker.stubs.get(&index).filter(|_| linker.patch.target.mode == Mode::Bits32);
+                let chooser = || stub.copied().zip(self.resolver.chooser(&symbol.name, version));
+                match self.resolver.import(&symbol.name, version).ok_or_else(chooser) {
+                    Ok(address) => address,
+                    Err(Some((stub, chooser))) => {
+                        self.choosers.insert(index, chooser);
+                        self.address(stub)
+                    }
+                    Err(None) if *is_weak => Addr::new(0),
+                    Err(None) => return Err(unresolved(object, &symbol.name)),
                 }
             }
             Place::TargetThreadLocal { .. } | Place::Import { .. } => return Err(unresolved(object, &symbol.name)),
@@ -531,5 +587,108 @@ fn fits(value: u64, meaning: Meaning) -> bool {
         Fit::Signed => is_signed,
         Fit::Unsigned => is_unsigned,
         Fit::Either => is_signed || is_unsigned,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use object::elf;
+
+    use super::*;
+    use crate::patch::{Symbol, Target};
+
+    const AT: u64 = 0xf7ed_4000;
+    const CHOOSER: u64 = 0xf7c0_1000;
+
+    /// Has one function for others, that chooses.
+    struct Choosing;
+
+    impl Resolver for Choosing {
+        fn bias(&self) -> u64 {
+            0
+        }
+
+        fn import(&self, _name: &str, _version: Option<&str>) -> Option<Addr> {
+            None
+        }
+
+        fn chooser(&self, name: &str, _version: Option<&str>) -> Option<Addr> {
+            (name == "strlen").then_some(Addr::new(CHOOSER))
+        }
+
+        fn thread_local(&self, _variable: ThreadLocal<'_>) -> Option<ThreadPlace> {
+            None
+        }
+    }
+
+    /// 32-bit code that calls `strlen`, and looks it up in one slot, with its unwind table.
+    fn narrow(import: &str) -> Patch {
+        // One CIE ("zR", addresses are relative and have 32 bits), and one FDE.
+        const TABLE: &[u8] = b"\x14\0\0\0\0\0\0\0\x01zR\0\x01\x7c\x08\x01\x1b\x0c\x04\x04\x88\x01\0\0\
+                               \x10\0\0\0\x1c\0\0\0\0\0\0\0\x10\0\0\0\0\0\0\0";
+        let place =
+            |offset, kind: elf::RelocationType, symbol, addend| Relocation { offset, kind: kind.0, symbol, addend };
+        let section = |name: &str, role, data: &[u8], relocations| Section {
+            name: name.to_owned(),
+            object: "new.o".to_owned(),
+            role,
+            align: 8,
+            data: data.to_vec(),
+            len_bytes: data.len() as u64,
+            relocations,
+        };
+        let calls = vec![place(1, elf::R_386_PLT32, 1, -4), place(8, elf::R_386_GOT32, 1, 0)];
+        let describes = vec![place(32, elf::R_386_PC32, 0, 0)];
+        let symbol = |name: &str, place| Symbol { name: name.to_owned(), place, len_bytes: 16 };
+        Patch {
+            name: "narrow".to_owned(),
+            target: Target { name: "server".to_owned(), mode: Mode::Bits32, build_id: vec![1] },
+            functions: Vec::new(),
+            pins: Vec::new(),
+            callbacks: Vec::new(),
+            sections: vec![
+                section(".text.measure", Role::Code, &[0xe8; 16], calls),
+                section(".eh_frame", Role::Unwind, TABLE, describes),
+            ],
+            symbols: vec![
+                symbol("measure", Place::Own { section: 0, offset: 0 }),
+                symbol(import, Place::Import { version: None, is_weak: false, is_thread_local: false }),
+            ],
+            notes: Vec::new(),
+        }
+    }
+
+    fn bytes_at(linked: &Linked, at: u64) -> &[u8] {
+        let has = |segment: &&Segment| segment.at.value() <= at && at < segment.at.value() + segment.bytes.len() as u64;
+        let segment = linked.segments.iter().find(has).expect("it is in one of them");
+        &segment.bytes[usize::try_from(at - segment.at.value()).expect("small")..]
+    }
+
+    fn word_at(linked: &Linked, at: u64) -> u32 {
+        u32::from_le_bytes(*bytes_at(linked, at).first_chunk().expect("four bytes"))
+    }
+
+    #[test]
+    fn unwind_tables_begin_with_their_first_record_also_behind_an_odd_number_of_slots() {
+        let linked = Linker::new(&narrow("strlen")).link(Addr::new(AT), &Choosing).expect("it fits");
+        let tables = linked.unwind.expect("it has some");
+        assert_eq!(word_at(&linked, tables.start.value()), 0x14);
+        let [frame] = linked.frames[..] else { panic!("{:?}", linked.frames) };
+        assert_eq!((frame.code, frame.record), (AddrRange::new(Addr::new(AT), 16), tables.start.after(24)));
+    }
+
+    #[test]
+    fn an_indirect_function_of_which_nobody_knows_what_it_chooses_is_asked_by_its_stub() {
+        let linked = Linker::new(&narrow("strlen")).link(Addr::new(AT), &Choosing).expect("it fits");
+        let reached = |at: u64| (at + 4 + u64::from(word_at(&linked, at))) & u64::from(u32::MAX);
+        let stub = reached(AT + 1);
+        assert!(linked.code.contains(Addr::new(stub)), "{stub:#x}");
+        assert_eq!(bytes_at(&linked, stub)[..4], [0x50, 0x51, 0x52, 0xe8]);
+        assert_eq!(reached(stub + 4), CHOOSER);
+        // Who asks for its address gets the same.
+        let slot = AT + 0x1000 + u64::from(word_at(&linked, AT + 8));
+        assert_eq!(u64::from(word_at(&linked, slot)), stub);
+        let unknown = Linker::new(&narrow("strlem")).link(Addr::new(AT), &Choosing);
+        assert!(matches!(unknown, Err(LinkError::Unresolved { .. })), "{unknown:?}");
     }
 }
