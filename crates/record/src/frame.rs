@@ -35,6 +35,23 @@ const SOFTWARE_AT: usize = 464;
 /// Features whose state is in every thread's area; those that come later are given to who asks for them.
 const FEATURES: u64 = 0x2ff;
 
+/// The same area as a function may expect it that is called: registers of the x87 are empty, exceptions masked (psABI, "Registers and the Stack Frame").
+pub(crate) fn state_at_entry(xstate: &[u8]) -> Vec<u8> {
+    const X87_AND_SSE: u8 = 3;
+    const FEATURES_AT: usize = 512;
+    let mut state = xstate.to_vec();
+    // FCW, FSW, FTW; MXCSR (SDM volume 1, "Legacy Region of an XSAVE Area").
+    for (at, bytes) in [(0, &[0x7f, 0x03, 0, 0, 0][..]), (24, &0x1f80_u32.to_le_bytes())] {
+        if let Some(place) = state.get_mut(at..at + bytes.len()) {
+            place.copy_from_slice(bytes);
+        }
+    }
+    if let Some(features) = state.get_mut(FEATURES_AT) {
+        *features |= X87_AND_SSE;
+    }
+    state
+}
+
 /// The frame of a thread with these registers, that blocks these signals. `xstate` is the area that XSAVE would write (`NT_X86_XSTATE`), `state_bytes`
 /// how much of it belongs to [`FEATURES`].
 pub(crate) fn signal_frame(

@@ -37,7 +37,13 @@ pub(crate) struct Remote {
     syscall_insn: Addr,
     /// Where the stack pointer is during a system call, from where it was.
     stack_offset: i64,
+    /// What is taken off the stack between a system call and the `ret`.
+    popped_bytes: i64,
     created: Option<Tid>,
+    /// The registers of the x87 and of vectors, where a function may have been called meanwhile.
+    extended_state: Option<Vec<u8>>,
+    /// The same, once a function was called.
+    disturbed_state: Option<Vec<u8>>,
     /// The signals that it blocks when it goes on, if it blocks all during system calls.
     signal_mask: Option<u64>,
     is_blocking: bool,
@@ -95,7 +101,10 @@ impl Remote {
             registers,
             syscall_insn,
             stack_offset: 0,
+            popped_bytes: 0,
             created: None,
+            extended_state: None,
+            disturbed_state: None,
             signal_mask: None,
             is_blocking: false,
             signals: Vec::new(),
@@ -149,9 +158,10 @@ impl Remote {
             }
         };
         memory.write(frame.at, &frame.bytes)?;
+        remote.extended_state = Some(xstate);
         remote.signal_mask = Some(signal_mask);
-        let popped = gadgets.popped_words() * i64::from(remote.mode.word_bytes());
-        remote.stack_offset = frame.at.offset(-popped).distance_from(Addr::new(remote.registers.rsp));
+        remote.popped_bytes = gadgets.popped_words() * i64::from(remote.mode.word_bytes());
+        remote.stack_offset = frame.at.offset(-remote.popped_bytes).distance_from(Addr::new(remote.registers.rsp));
         Ok(remote)
     }
 
@@ -232,11 +242,20 @@ impl Remote {
         /// What a function that fails is told by: if it were blocked, the kernel would forget the process's handler.
         const FAULTS: [i32; 5] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGTRAP];
         let until = Instant::now() + deadline;
-        let frame = self.stack_pointer();
+        // What the gadget takes off the stack besides, the stub does not.
+        let frame = self.stack_pointer().offset(self.popped_bytes);
         let mut call = self.registers;
-        (call.rip, call.rsp, call.r11) = (stub.value(), frame.value(), function.value());
+        (call.rip, call.rsp) = (stub.value(), frame.value());
+        match self.mode {
+            Mode::Bits32 => call.rdx = function.value(),
+            Mode::Bits64 => call.r11 = function.value(),
+        }
         (call.rax, call.orig_rax, call.eflags) = (0, u64::MAX, call.eflags & !FLAGS_OFF);
         ptrace::set_registers(self.tid, &call)?;
+        if let Some(state) = &self.extended_state {
+            ptrace::set_extended_state(self.tid, &frame::state_at_entry(state))?;
+            self.disturbed_state = Some(state.clone());
+        }
         let faults = FAULTS.iter().fold(0_u64, |mask, signal| mask | 1 << (signal - 1));
         ptrace::set_signal_mask(self.tid, !faults)?;
         self.is_blocking = true;
@@ -272,7 +291,7 @@ impl Remote {
             SyscallStop::Entry(entered) => Some(entered) == sigreturn,
             _ => false,
         };
-        Ok(is_sigreturn && ptrace::registers(self.tid)?.rsp == frame.after(8).value())
+        Ok(is_sigreturn && ptrace::registers(self.tid)?.rsp == frame.after(self.mode.word_bytes() as usize).value())
     }
 
     /// What the function said. Its frame is not returned from: registers are restored by us.
@@ -322,6 +341,9 @@ impl Remote {
             ptrace::set_signal_mask(self.tid, mask)?;
         }
         ptrace::set_registers(self.tid, &self.registers)?;
+        if let Some(state) = &self.disturbed_state {
+            ptrace::set_extended_state(self.tid, state)?;
+        }
         if self.is_with_its_group {
             // It went on where the others of its group stood; the next stop says whether they still do.
             ptrace::interrupt(self.tid)?;

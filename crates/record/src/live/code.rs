@@ -1,9 +1,11 @@
 //! Code of ours that runs in a patched process: position-independent, without a stack frame, without relocations.
 //!
-//! Owns its bytes. [`answer`] stands in front of an unwinder's `_Unwind_Find_FDE` and answers for the new code; [`call`] calls a function of the patch for us. Invariants:
+//! Owns its bytes, for either width. [`answer`] stands in front of an unwinder's `_Unwind_Find_FDE` and answers for the new code; [`call`] calls a function of the patch for us. Invariants:
 //! both are complete in themselves, so that a recorder that dies leaves nothing that would not work; no register is written that their callers rely on (System V psABI).
 
 use std::{arch::global_asm, slice};
+
+use trapline_engine::Mode;
 
 /// From [`answer`]'s first byte to its data, which are: where to go on if the address is not ours; where the new code begins, its length; how many functions it has; and
 /// for each of them its beginning, its end, and its record. Words of 8 bytes.
@@ -56,9 +58,59 @@ trapline_live_call:
     .hidden trapline_live_call_end
     .globl trapline_live_call_end
 trapline_live_call_end:
+
+    .code32
+    .p2align 4
+    .hidden trapline_live_narrow_answer
+    .globl trapline_live_narrow_answer
+trapline_live_narrow_answer:
+    # On the stack: an address of code; where bases and the function's beginning go. This is at the beginning of a page, and the data at that of the next one.
+    call 4f
+4:  pop edx
+    and edx, -{DATA_OFFSET}
+    mov eax, dword ptr [esp + 4]
+    mov ecx, eax
+    sub ecx, dword ptr [edx + {DATA_OFFSET} + 8]
+    cmp ecx, dword ptr [edx + {DATA_OFFSET} + 16]
+    jae 3f
+    mov ecx, dword ptr [edx + {DATA_OFFSET} + 24]
+    lea ecx, [ecx + 2 * ecx]
+2:  sub ecx, 3
+    jb 3f
+    cmp eax, dword ptr [edx + 8 * ecx + {DATA_OFFSET} + 32]
+    jb 2b
+    cmp eax, dword ptr [edx + 8 * ecx + {DATA_OFFSET} + 40]
+    jae 2b
+    mov eax, dword ptr [esp + 8]
+    mov dword ptr [eax], 0
+    mov dword ptr [eax + 4], 0
+    push dword ptr [edx + 8 * ecx + {DATA_OFFSET} + 32]
+    pop dword ptr [eax + 8]
+    mov eax, dword ptr [edx + 8 * ecx + {DATA_OFFSET} + 48]
+    ret
+3:  jmp dword ptr [edx + {DATA_OFFSET}]
+    .hidden trapline_live_narrow_answer_end
+    .globl trapline_live_narrow_answer_end
+trapline_live_narrow_answer_end:
+
+    .p2align 4
+    .hidden trapline_live_narrow_call
+    .globl trapline_live_narrow_call
+trapline_live_narrow_call:
+    # As above; the function is in edx.
+    sub esp, 12
+    call edx
+    mov ebx, eax
+    add esp, 12
+    ret
+    .hidden trapline_live_narrow_call_end
+    .globl trapline_live_narrow_call_end
+trapline_live_narrow_call_end:
+    .code{OWN_BITS}
     .popsection
     "#,
     DATA_OFFSET = const DATA_OFFSET,
+    OWN_BITS = const usize::BITS,
 );
 
 unsafe extern "C" {
@@ -70,18 +122,34 @@ unsafe extern "C" {
     static CALL: u8;
     #[link_name = "trapline_live_call_end"]
     static CALL_END: u8;
+    #[link_name = "trapline_live_narrow_answer"]
+    static NARROW_ANSWER: u8;
+    #[link_name = "trapline_live_narrow_answer_end"]
+    static NARROW_ANSWER_END: u8;
+    #[link_name = "trapline_live_narrow_call"]
+    static NARROW_CALL: u8;
+    #[link_name = "trapline_live_narrow_call_end"]
+    static NARROW_CALL_END: u8;
 }
 
 /// What an unwinder is led through.
-pub(super) fn answer() -> &'static [u8] {
+pub(super) fn answer(mode: Mode) -> &'static [u8] {
+    let (start, end) = match mode {
+        Mode::Bits32 => (&raw const NARROW_ANSWER, &raw const NARROW_ANSWER_END),
+        Mode::Bits64 => (&raw const ANSWER, &raw const ANSWER_END),
+    };
     // SAFETY: the labels are of one section, in this order.
-    unsafe { between(&raw const ANSWER, &raw const ANSWER_END) }
+    unsafe { between(start, end) }
 }
 
-/// Calls the function in r11, keeps what it answers in ebx, and returns as a signal handler does.
-pub(super) fn call() -> &'static [u8] {
+/// Calls the function in r11, or edx, keeps what it answers in ebx, and returns as a signal handler does.
+pub(super) fn call(mode: Mode) -> &'static [u8] {
+    let (start, end) = match mode {
+        Mode::Bits32 => (&raw const NARROW_CALL, &raw const NARROW_CALL_END),
+        Mode::Bits64 => (&raw const CALL, &raw const CALL_END),
+    };
     // SAFETY: as above.
-    unsafe { between(&raw const CALL, &raw const CALL_END) }
+    unsafe { between(start, end) }
 }
 
 /// # Safety
@@ -97,7 +165,9 @@ mod tests {
 
     #[test]
     fn the_code_leaves_room_for_what_stands_behind_it() {
-        assert!((30..super::super::unwinder::COPY_OFFSET).contains(&answer().len()));
-        assert!((8..64).contains(&call().len()));
+        for mode in [Mode::Bits32, Mode::Bits64] {
+            assert!((30..super::super::unwinder::COPY_OFFSET).contains(&answer(mode).len()));
+            assert!((8..64).contains(&call(mode).len()));
+        }
     }
 }

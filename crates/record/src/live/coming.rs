@@ -3,7 +3,6 @@
 //! Owns [`Coming`]: everything that can be done while the process runs and nobody traces it is [prepared](Coming::prepare), and then [carried out](Coming::carry_out) by
 //! whoever does. Invariant: what is given up leaves nothing behind.
 
-use trapline_engine::Mode;
 use trapline_patch::{Patch, Role, When};
 
 use super::{
@@ -36,11 +35,10 @@ pub(crate) struct Coming {
 impl Coming {
     /// Fits it.
     pub(crate) fn prepare(process: Process, patch: &Patch, how: How) -> Result<Self, LiveError> {
-        if patch.target.mode != Mode::Bits64 {
-            return Err(LiveError::Width { bits: patch.target.mode.bitness() });
+        if patch.target.mode != process.mode {
+            return Err(LiveError::Width { patch: patch.target.mode.bitness(), process: process.mode.bitness() });
         }
-        let objects = Objects::of(process.pid, &process.memory, &process.mappings)
-            .map_err(process.system("reading its objects"))?;
+        let objects = process.objects()?;
         let target = objects.of_build(&patch.target)?;
         let active = process.patches();
         let previous = active.iter().find(|other| other.bias == target.bias).cloned();
@@ -48,12 +46,12 @@ impl Coming {
             return Err(LiveError::Tainted { name: tainted.name.clone() });
         }
         let has_tables = patch.sections.iter().any(|section| section.role == Role::Unwind);
-        let unwinders = if has_tables { unwinder::find(&objects) } else { Ok(Vec::new()) };
+        let unwinders = if has_tables { unwinder::find(&objects, &process.memory) } else { Ok(Vec::new()) };
         let is_tainted = unwinders.is_err() && how.is_forced;
         let unwinders = if is_tainted { Vec::new() } else { unwinders? };
         let Prepared { draft, pieces } =
             prepare::prepare(&process, patch, &objects, target, &unwinders, &active, is_tainted)?;
-        let walker = Walker::new(&objects, &process.memory, &process.mappings, &active);
+        let walker = process.walker(&objects, &active);
         Ok(Self { process, objects, walker, how, draft, pieces, active, previous })
     }
 

@@ -25,11 +25,15 @@ pub enum LiveError {
         /// The process.
         pid: Tid,
     },
-    /// The patch is for code of another width than is supported.
-    #[error("the patch is for {bits} bit; only processes of 64 bit can be patched")]
+    /// The patch is for code of another width.
+    #[error(
+        "the patch is for code of {patch} bit, and the process is one of {process} bit; build it for what the process runs"
+    )]
     Width {
         /// The patch's.
-        bits: u32,
+        patch: u32,
+        /// The process's.
+        process: u32,
     },
     /// Exceptions could not go through new code.
     #[error(

@@ -6,7 +6,7 @@
 
 use std::io;
 
-use trapline_engine::{Addr, AddrRange};
+use trapline_engine::{Addr, AddrRange, Mode};
 use trapline_patch::When;
 
 use super::{
@@ -29,6 +29,7 @@ struct Edit {
 /// Everything by which a patch comes.
 pub(super) struct Exchange<'a> {
     memory: &'a Memory,
+    mode: Mode,
     gadgets: Gadgets,
     draft: &'a Active,
     previous: Option<&'a Active>,
@@ -57,7 +58,7 @@ impl<'a> Exchange<'a> {
             }
         }
         let detours = active.iter().chain([draft]).flat_map(|patch| patch.detours.clone()).collect();
-        Ok(Self { memory: &process.memory, gadgets, draft, previous, edits, detours })
+        Ok(Self { memory: &process.memory, mode: process.mode, gadgets, draft, previous, edits, detours })
     }
 
     /// Where nobody may be.
@@ -80,7 +81,7 @@ impl<'a> Exchange<'a> {
             for Edit { at, before, .. } in &self.edits {
                 still.write_code(self.memory, *at, before)?;
             }
-            self.draft.detours.iter().try_for_each(|detour| detour.remove(still, self.memory, &self.detours))?;
+            self.draft.detours.iter().try_for_each(|detour| self.remove(still, detour))?;
             state::set_status(self.memory, self.draft, Status::Preparing)?;
             return Err(error);
         }
@@ -88,13 +89,17 @@ impl<'a> Exchange<'a> {
         let Some(previous) = self.previous else { return Ok(()) };
         // What fails from here on leaves memory that nothing leads to, and is swept by the next command if nothing of it is needed.
         let mut detours = previous.detours.iter();
-        if detours.all(|detour| detour.remove(still, self.memory, &self.detours).is_ok())
+        if detours.all(|detour| self.remove(still, detour).is_ok())
             && state::set_status(self.memory, previous, Status::Preparing).is_ok()
         {
             let mut give_back = |remote: &mut Remote| state::give_back(remote, self.memory, previous);
             let _ = still.errand(self.memory, self.gadgets, &mut give_back);
         }
         Ok(())
+    }
+
+    fn remove(&self, still: &mut dyn Standstill, detour: &Detour) -> io::Result<()> {
+        detour.remove(still, self.memory, self.mode, &self.detours)
     }
 
     fn write(&self, still: &mut dyn Standstill) -> io::Result<()> {
@@ -125,6 +130,7 @@ fn edits(draft: &Active, previous: Option<&Active>) -> Vec<Edit> {
 pub(super) fn restore(
     still: &mut dyn Standstill,
     memory: &Memory,
+    mode: Mode,
     patch: &Active,
     active: &[Active],
 ) -> io::Result<()> {
@@ -140,7 +146,7 @@ pub(super) fn restore(
         }
     }
     let detours: Vec<Detour> = active.iter().flat_map(|patch| patch.detours.clone()).collect();
-    patch.detours.iter().try_for_each(|detour| detour.remove(still, memory, &detours))?;
+    patch.detours.iter().try_for_each(|detour| detour.remove(still, memory, mode, &detours))?;
     // From here on it is only memory, and swept by the next command if unmapping it fails.
     state::set_status(memory, patch, Status::Preparing)
 }

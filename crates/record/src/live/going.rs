@@ -43,10 +43,9 @@ impl Going {
         if patch.is_tainted {
             return Err(LiveError::Tainted { name: patch.name });
         }
-        let objects = Objects::of(process.pid, &process.memory, &process.mappings)
-            .map_err(process.system("reading its objects"))?;
+        let objects = process.objects()?;
         let gadgets = process.gadgets(&patch.memory()).map_err(process.system("having it make system calls"))?;
-        let walker = Walker::new(&objects, &process.memory, &process.mappings, &active);
+        let walker = process.walker(&objects, &active);
         Ok(Self { process, objects, walker, deadline, gadgets, patch, active })
     }
 
@@ -58,7 +57,7 @@ impl Going {
         let memory = &process.memory;
         let transition = Transition::new(process.pid, memory, deadline);
         let reverted = transition.run(tracing, &patch.ranges_after(), &objects, walker, |still| {
-            exchange::restore(still, memory, &patch, &active)?;
+            exchange::restore(still, memory, process.mode, &patch, &active)?;
             if has_last_word {
                 return Ok(());
             }

@@ -19,6 +19,7 @@ mod code;
 mod coming;
 mod error;
 mod exchange;
+mod file;
 mod going;
 mod objects;
 mod own;
@@ -50,7 +51,7 @@ use trapline_patch::{Patch, SymbolFile};
 
 use self::{
     coming::Coming, going::Going, objects::Objects, own::Own, prepare::Piece, serve::Recorder, tracing::Tracing,
-    transition::Report,
+    transition::Report, walk::Walker,
 };
 pub use self::{
     error::{Blocked, LiveError},
@@ -64,6 +65,7 @@ use crate::{
         Tid,
         maps::{self, Mapping},
         memory::Memory,
+        width,
     },
     text::Hidden,
 };
@@ -108,6 +110,8 @@ impl Done {
 /// A process that is looked at, by one command at a time.
 pub(crate) struct Process {
     pid: Tid,
+    /// What its program is.
+    mode: Mode,
     pub(crate) memory: Memory,
     mappings: Vec<Mapping>,
     /// What its tracer has put into its code.
@@ -119,16 +123,19 @@ pub(crate) struct Process {
 impl Process {
     /// To change it.
     fn open(pid: Tid) -> Result<Self, LiveError> {
-        let harmless =
-            |refusal: &Refusal| matches!(refusal, Refusal::Static | Refusal::Go | Refusal::SegmentInUse { .. });
+        let harmless = |refusal: &Refusal| {
+            use Refusal::{Bits32, Go, SegmentInUse, Static};
+            // No agent comes in.
+            matches!(refusal, Bits32 | Static | Go | SegmentInUse { .. })
+        };
         Self::unless(pid, harmless)
     }
 
     /// To look at it, which is possible whoever traces it, and also while it is stopped.
     fn look(pid: Tid) -> Result<Self, LiveError> {
         let harmless = |refusal: &Refusal| {
-            use Refusal::{Go, SegmentInUse, Static, Stopped, Traced};
-            matches!(refusal, Static | Go | SegmentInUse { .. } | Traced { .. } | Stopped)
+            use Refusal::{Bits32, Go, SegmentInUse, Static, Stopped, Traced};
+            matches!(refusal, Bits32 | Static | Go | SegmentInUse { .. } | Traced { .. } | Stopped)
         };
         Self::unless(pid, harmless)
     }
@@ -155,7 +162,8 @@ impl Process {
         if let Some(reason) = refusal::examine(pid).filter(|refusal| !harmless(refusal)) {
             return Err(LiveError::NotPatchable { pid, reason });
         }
-        Ok(Self { pid, memory, mappings, hidden: Hidden::default(), _lock: lock })
+        let mode = width::mode_of_program(pid);
+        Ok(Self { pid, mode, memory, mappings, hidden: Hidden::default(), _lock: lock })
     }
 
     fn system(&self, doing: &'static str) -> impl Fn(io::Error) -> LiveError + use<> {
@@ -181,8 +189,19 @@ impl Process {
 
     /// Code of it that makes system calls, and is not in this memory of ours.
     pub(crate) fn gadgets(&self, ours: &[AddrRange]) -> io::Result<Gadgets> {
-        let found = Gadgets::find(Mode::Bits64, &self.memory, &self.mappings, ours);
+        let found = Gadgets::find(self.mode, &self.memory, &self.mappings, ours);
         found.ok_or_else(|| io::Error::other("it has no code that makes system calls"))
+    }
+
+    /// What it has loaded.
+    fn objects(&self) -> Result<Objects, LiveError> {
+        let objects = Objects::of(self.pid, self.mode, &self.memory, &self.mappings);
+        objects.map_err(self.system("reading its objects"))
+    }
+
+    /// Follows the stacks of its threads.
+    fn walker(&self, objects: &Objects, active: &[Active]) -> Walker {
+        Walker::new(self.mode, objects, &self.memory, &self.mappings, active)
     }
 
     /// Has it unmap a patch that nothing leads to.
@@ -312,13 +331,13 @@ fn list_of(process: &Process) -> Result<Vec<Listed>, LiveError> {
     if active.is_empty() {
         return Ok(Vec::new());
     }
-    let objects =
-        Objects::of(process.pid, &process.memory, &process.mappings).map_err(process.system("reading its objects"))?;
+    let objects = process.objects()?;
     // A patch that is in spite of one that cannot be told was forced, which is told.
-    let unwinders = unwinder::find(&objects).unwrap_or_default();
+    let unwinders = unwinder::find(&objects, &process.memory).unwrap_or_default();
     let listed = active.into_iter().map(|(status, patch)| {
         let is_of_interest = patch.unwind.is_some() && status == Status::Active && !patch.is_tainted;
-        let unaware = unwinders.iter().filter(|unwinder| is_of_interest && !unwinder.is_led(&patch.detours));
+        let unaware =
+            unwinders.iter().filter(|unwinder| is_of_interest && !unwinder.is_led(&unwinders, &patch.detours));
         let unaware = unaware.map(|unwinder| unwinder.object().to_owned()).collect();
         Listed { status, patch, unaware }
     });
@@ -340,7 +359,7 @@ pub fn symbol_files(pid: Tid) -> Result<Vec<(Active, SymbolFile)>, LiveError> {
         let unwind = tables.transpose().map_err(process.system("reading its unwind tables"))?;
         let function = |body: &Body| (body.name.clone(), AddrRange::new(Addr::new(body.at), body.len_bytes));
         let file = SymbolFile {
-            mode: Mode::Bits64,
+            mode: process.mode,
             code: AddrRange { start: Addr::new(patch.code.0), end: Addr::new(patch.code.1) },
             functions: patch.bodies.iter().map(function).collect(),
             unwind,

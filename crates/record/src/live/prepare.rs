@@ -74,16 +74,16 @@ pub(super) fn prepare(
     let header_bytes = draft.page_bytes();
     draft.header_bytes = header_bytes;
     let call_bytes = if draft.callbacks.is_empty() { 0 } else { PAGE_BYTES };
-    let mut room = Room(process.mappings.clone());
+    let mut room = Room { mode: process.mode, mappings: process.mappings.clone() };
     let region = room.take(target.range, header_bytes + call_bytes + linker.len_bytes())?;
     let call_at = region.start.offset(header_bytes.cast_signed());
     let code_at = call_at.offset(call_bytes.cast_signed());
     let fitted = linker.link(code_at, &objects.resolver(target, &process.memory))?;
-    complete(&mut draft, region, &fitted)?;
+    complete(process, &mut draft, region, &fitted)?;
     let mut pieces = Vec::new();
     if call_bytes != 0 {
         draft.call_at = call_at.value();
-        pieces.push(Piece::code(call_at, code::call().to_vec()));
+        pieces.push(Piece::code(call_at, code::call(process.mode).to_vec()));
     }
     pieces.extend(fitted.segments.iter().map(|segment| {
         let protection = match segment.protection {
@@ -103,23 +103,26 @@ pub(super) fn prepare(
 }
 
 /// Where there is still room.
-struct Room(Vec<Mapping>);
+struct Room {
+    mode: Mode,
+    mappings: Vec<Mapping>,
+}
 
 impl Room {
     /// A place within reach of `near`, a page apart from others: mappings of the same kind would become one.
     fn take(&mut self, near: AddrRange, len_bytes: u64) -> Result<AddrRange, LiveError> {
-        let hole = maps::find_hole(Mode::Bits64, &self.0, near, len_bytes + 2 * PAGE_BYTES)
+        let hole = maps::find_hole(self.mode, &self.mappings, near, len_bytes + 2 * PAGE_BYTES)
             .ok_or(LiveError::NoRoom { len_bytes })?;
         let taken = AddrRange::new(hole.offset(PAGE_BYTES.cast_signed()), len_bytes);
-        let behind = self.0.partition_point(|mapping| mapping.range.start < taken.start);
-        self.0.insert(behind, Mapping::planned(taken));
+        let behind = self.mappings.partition_point(|mapping| mapping.range.start < taken.start);
+        self.mappings.insert(behind, Mapping::planned(taken));
         Ok(taken)
     }
 }
 
 /// What there will be to say of a patch, but for what its place decides: that is the largest number.
 fn draft(patch: &Patch, target: &Object, unwinders: &[Unwinder], is_tainted: bool) -> Active {
-    let moved = |address: u64| address.wrapping_add(target.bias);
+    let moved = |address: u64| target.in_process(address).value();
     let functions = patch.functions.iter().map(|function| Replaced {
         name: function.name.clone(),
         old: moved(function.address),
@@ -162,14 +165,14 @@ fn draft(patch: &Patch, target: &Object, unwinders: &[Unwinder], is_tainted: boo
     }
 }
 
-fn complete(draft: &mut Active, region: AddrRange, fitted: &Linked) -> Result<(), LiveError> {
+fn complete(process: &Process, draft: &mut Active, region: AddrRange, fitted: &Linked) -> Result<(), LiveError> {
     (draft.at, draft.len_bytes) = (region.start.value(), region.len_bytes());
     draft.code = (fitted.code.start.value(), fitted.code.end.value());
     draft.unwind = fitted.unwind.map(|tables| (tables.start.value(), tables.end.value()));
     for (function, (old, new)) in draft.functions.iter_mut().zip(&fitted.replacements) {
         function.new = new.value();
         // The hole was looked for near the whole target.
-        let jump = encode::jmp(*old, *new, Mode::Bits64);
+        let jump = encode::jmp(*old, *new, process.mode);
         function.jump = jump.map_err(|_| LiveError::NoRoom { len_bytes: region.len_bytes() })?.to_vec();
     }
     for (body, range) in draft.bodies.iter_mut().zip(&fitted.bodies) {

@@ -16,7 +16,7 @@ use super::{
     tracing::{Hooks, Standstill, Tracing},
     walk::{Frame, Walker},
 };
-use crate::sys::{Tid, memory::Memory, ptrace, spawn::Urgent};
+use crate::sys::{Tid, memory::Memory, ptrace, spawn::Urgent, width};
 
 /// How long a stop may take if threads have to be let out of the functions first. Never the longest that is bearable, as the exchange follows.
 const LIMIT: Duration = Duration::from_millis(16);
@@ -235,31 +235,34 @@ impl<'a> Transition<'a> {
                 (How::Unscannable, None) => (at, format!("stack at {at}")),
             };
             let frames = exact.map(|frames| frames.into_iter().map(Frame::insn).collect());
-            let frames = frames.unwrap_or_else(|| self.guessed(&registers));
+            let frames = frames.unwrap_or_else(|| self.guessed(&registers, walker));
             inside.push(InTheWay {
                 tid,
                 insn,
                 how,
                 frames,
                 registers: (registers.rip, registers.rsp),
-                is_in_kernel: registers.orig_rax.cast_signed() >= 0,
+                is_in_kernel: width::call_of(&registers) >= 0,
             });
         }
         Ok(inside)
     }
 
     /// Where a thread is, and all that looks like a return address near its stack pointer.
-    fn guessed(&self, registers: &ThreadRegisters) -> Vec<Addr> {
+    fn guessed(&self, registers: &ThreadRegisters, walker: &Walker) -> Vec<Addr> {
         const STACK_BYTES: usize = 16 << 10;
-        let sp = Addr::new(registers.rsp & !7);
+        let mode = width::mode_of(registers);
+        let word_bytes = mode.word_bytes();
+        let sp = Addr::new(registers.rsp & !(u64::from(word_bytes) - 1));
         // The end of the stack may be closer: then a page at a time.
         let stack = self.memory.read_vec(sp, STACK_BYTES).or_else(|_| {
             let left = PAGE_BYTES - sp.value() % PAGE_BYTES;
-            self.memory.read_vec(sp, usize::try_from(left).unwrap_or(8))
+            self.memory.read_vec(sp, usize::try_from(left).unwrap_or(0))
         });
         let stack = stack.unwrap_or_default();
-        let words = stack.as_chunks().0.iter().map(|word| Addr::new(u64::from_le_bytes(*word)));
-        let callers = words.filter(|word| self.is_behind_a_call(*word));
+        let words = stack.chunks_exact(word_bytes as usize).map(|word| Addr::new(width::word_in(mode, word)));
+        // Nothing else is read: below a stack, the kernel would have it grow to there.
+        let callers = words.filter(|word| walker.is_code(*word) && self.is_behind_a_call(*word));
         std::iter::once(Addr::new(registers.rip)).chain(callers.map(|word| word.offset(-1))).collect()
     }
 

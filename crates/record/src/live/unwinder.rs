@@ -9,7 +9,7 @@ use std::io;
 use serde::{Deserialize, Serialize};
 use trapline_engine::{
     Addr, AddrRange, Mode,
-    insn::{RelocateOptions, encode, relocate},
+    insn::{Gpr, RelocateOptions, encode, pc_thunk, relocate},
 };
 use trapline_image::{Image, Rung};
 use trapline_patch::Linked;
@@ -28,6 +28,7 @@ const RAISES: &str = "_Unwind_RaiseException";
 /// Where an area has the unwinder's first instructions, from its beginning.
 pub(super) const COPY_OFFSET: usize = 256;
 
+/// Of words in an area's data, whatever the width.
 const WORD_BYTES: u64 = 8;
 
 /// Where an unwinder is led through code of a patch.
@@ -54,6 +55,10 @@ pub(super) struct Unwinder {
     /// The object's memory, which the area has to be in reach of.
     pub(super) near: AddrRange,
     at: Addr,
+    /// Its function.
+    entry: Addr,
+    /// The function that it calls: of several libraries that have one the first one's. The C library of i386 has one, too.
+    calls: Addr,
     /// Its first instructions, as the file has them.
     window: Vec<u8>,
 }
@@ -62,27 +67,34 @@ pub(super) struct Unwinder {
 ///
 /// # Errors
 /// One of them cannot be led through anything.
-pub(super) fn find(objects: &Objects) -> Result<Vec<Unwinder>, LiveError> {
+pub(super) fn find(objects: &Objects, memory: &Memory) -> Result<Vec<Unwinder>, LiveError> {
     let mut found = Vec::new();
     for object in objects.all() {
-        let has = object.defines(&[FINDS, RAISES]);
+        let has = object.file().defines(&[FINDS, RAISES]);
         if has == [false, false] {
             continue;
         }
-        let unwinder = Image::parse(object.bytes().to_vec(), &object.name()).ok().and_then(|image| of(object, &image));
+        let unwinder = Image::parse(object.file().bytes().to_vec(), &object.name()).ok().and_then(|image| {
+            let unwinder = of(object, &image)?;
+            let calls = object.chosen_among(objects, FINDS, memory).unwrap_or(unwinder.entry);
+            Some(Unwinder { calls, ..unwinder })
+        });
         found.push(unwinder.ok_or_else(|| LiveError::Unwinding { object: object.name() })?);
     }
     Ok(found)
 }
 
 fn of(object: &Object, image: &Image) -> Option<Unwinder> {
-    let plan = image.functions()[image.function_named(FINDS)?].plan()?;
+    let function = &image.functions()[image.function_named(FINDS)?];
+    let plan = function.plan()?;
     if plan.redirects() || matches!(plan.rung, Rung::ShortJump { .. }) {
         return None;
     }
     let window = image.code(Addr::new(plan.window_at)).get(..usize::from(plan.window_bytes))?.to_vec();
-    let at = Addr::new(plan.window_at.wrapping_add(object.bias));
-    (window.len() >= JUMP_BYTES).then(|| Unwinder { object: object.name(), near: object.range, at, window })
+    let at = object.in_process(plan.window_at);
+    let entry = object.in_process(function.address);
+    let (object, near) = (object.name(), object.range);
+    (window.len() >= JUMP_BYTES).then_some(Unwinder { object, near, at, entry, calls: entry, window })
 }
 
 impl Unwinder {
@@ -103,9 +115,10 @@ impl Unwinder {
         &self.object
     }
 
-    /// Whether it has one of these detours.
-    pub(super) fn is_led(&self, detours: &[Detour]) -> bool {
-        detours.iter().any(|detour| detour.at == self.at.value())
+    /// Whether it comes through one of these detours. `all` are those that the process has.
+    pub(super) fn is_led(&self, all: &[Self], detours: &[Detour]) -> bool {
+        let answers = all.iter().find(|other| other.entry == self.calls).unwrap_or(self);
+        detours.iter().any(|detour| detour.at == answers.at.value())
     }
 
     /// How much memory it takes.
@@ -123,15 +136,18 @@ impl Unwinder {
         linked: &Linked,
         others: &[Detour],
     ) -> Result<Vec<Piece>, LiveError> {
+        let Process { mode, memory, .. } = process;
         let out_of_reach = || LiveError::NoRoom { len_bytes: area.len_bytes() };
         let copy_at = area.start.after(COPY_OFFSET);
-        let moved = relocate(Mode::Bits64, self.at, &self.window, JUMP_BYTES, copy_at, &RelocateOptions::default());
+        let thunk = |at: Addr| thunk_at(*mode, memory, at);
+        let options = RelocateOptions { pc_thunk: Some(&thunk) };
+        let moved = relocate(*mode, self.at, &self.window, JUMP_BYTES, copy_at, &options);
         let moved = moved.map_err(|_| LiveError::Unwinding { object: self.object.clone() })?;
-        let mut code = code::answer().to_vec();
+        let mut code = code::answer(*mode).to_vec();
         code.resize(COPY_OFFSET, 0xcc);
         code.extend(moved.bytes);
         detour.area = (area.start.value(), area.len_bytes());
-        detour.jump = encode::jmp(self.at, area.start, Mode::Bits64).map_err(|_| out_of_reach())?.to_vec();
+        detour.jump = encode::jmp(self.at, area.start, *mode).map_err(|_| out_of_reach())?.to_vec();
         let next = self.next(process, copy_at, others)?;
         let all = linked.code;
         let mut words = vec![next.value(), all.start.value(), all.len_bytes(), linked.frames.len() as u64];
@@ -187,14 +203,20 @@ impl Detour {
     }
 
     /// Takes the jump, or what leads here from another detour. Nobody moves.
-    pub(super) fn remove(&self, still: &mut dyn Standstill, memory: &Memory, others: &[Self]) -> io::Result<()> {
+    pub(super) fn remove(
+        &self,
+        still: &mut dyn Standstill,
+        memory: &Memory,
+        mode: Mode,
+        others: &[Self],
+    ) -> io::Result<()> {
         let at = Addr::new(self.at);
         // The unwinder was unloaded.
         let Ok(there) = still.read_code(memory, at, JUMP_BYTES) else { return Ok(()) };
         let next = Addr::new(memory.read_word(self.next_at())?);
         let is_last = next == self.copy_at();
         if there == self.jump {
-            let before = if is_last { self.original.clone() } else { jump(at, next)? };
+            let before = if is_last { self.original.clone() } else { jump(mode, at, next)? };
             return still.write_code(memory, at, &before);
         }
         for other in others.iter().filter(|other| other.at == self.at) {
@@ -212,6 +234,15 @@ impl Detour {
     }
 }
 
-fn jump(at: Addr, to: Addr) -> io::Result<Vec<u8>> {
-    Ok(encode::jmp(at, to, Mode::Bits64).map_err(io::Error::other)?.to_vec())
+/// The register that a function loads its return address into, if it does nothing else.
+fn thunk_at(mode: Mode, memory: &Memory, at: Addr) -> Option<Gpr> {
+    const LONGEST_BYTES: usize = 16;
+    if mode == Mode::Bits64 {
+        return None;
+    }
+    pc_thunk(mode, &memory.read_vec(at, LONGEST_BYTES).ok()?)
+}
+
+fn jump(mode: Mode, at: Addr, to: Addr) -> io::Result<Vec<u8>> {
+    Ok(encode::jmp(at, to, mode).map_err(io::Error::other)?.to_vec())
 }

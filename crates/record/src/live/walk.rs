@@ -9,27 +9,35 @@ use std::collections::HashMap;
 
 use gimli::{
     BaseAddresses, CfaRule, EhFrame, EhFrameHdr, EndianSlice, Evaluation, EvaluationResult, Expression, LittleEndian,
-    Location, Register, RegisterRule, UnwindContext, UnwindExpression, UnwindSection, Value, X86_64,
+    Location, Register, RegisterRule, UnwindContext, UnwindExpression, UnwindSection, Value, X86, X86_64,
 };
-use object::{
-    Endianness, elf,
-    read::elf::{FileHeader, ProgramHeader},
-};
-use trapline_engine::{Addr, AddrRange};
+use object::elf;
+use trapline_engine::{Addr, AddrRange, Mode};
 use trapline_process::quiesce::ThreadRegisters;
 
-use super::{PAGE_BYTES, objects::Objects, state::Active, tracing::Hooks};
-use crate::sys::{maps::Mapping, memory::Memory};
+use super::{
+    PAGE_BYTES,
+    file::{self, Segment},
+    objects::Objects,
+    state::Active,
+    tracing::Hooks,
+};
+use crate::sys::{maps::Mapping, memory::Memory, width};
 
 type Bytes<'a> = EndianSlice<'a, LittleEndian>;
 
-/// General registers and the return address, by their numbers in DWARF.
+/// General registers and the return address, by their numbers in DWARF. Of 32-bit code they are the first nine.
 type Registers = [Option<u64>; 17];
 
-const STACK_POINTER: usize = 7;
-const RETURN_ADDRESS: usize = 16;
+/// The number of the stack pointer.
+fn stack_pointer(mode: Mode) -> usize {
+    usize::from(if mode == Mode::Bits32 { X86::ESP } else { X86_64::RSP }.0)
+}
 
-const WORD_BYTES: u64 = 8;
+/// The number of the return address, which is the last one.
+fn return_address(mode: Mode) -> usize {
+    usize::from(if mode == Mode::Bits32 { X86::RA } else { X86_64::RA }.0)
+}
 
 /// Recursions deeper than this are not followed.
 const DEEPEST: usize = 1 << 16;
@@ -37,6 +45,7 @@ const DEEPEST: usize = 1 << 16;
 /// Unwind tables, as they lie in a process.
 #[derive(Debug)]
 struct Tables {
+    mode: Mode,
     code: AddrRange,
     /// The index (`.eh_frame_hdr`): where it is, and its bytes from there on.
     index: Option<(u64, Vec<u8>)>,
@@ -88,30 +97,45 @@ impl Frame {
 /// Walks stacks.
 #[derive(Debug)]
 pub(super) struct Walker {
+    mode: Mode,
+    /// Where objects are.
+    code: Vec<AddrRange>,
     tables: Vec<Tables>,
     known: HashMap<u64, Option<Step>>,
 }
 
 impl Walker {
     /// For a process with these objects and patches.
-    pub(super) fn new(objects: &Objects, memory: &Memory, mappings: &[Mapping], patches: &[Active]) -> Self {
+    pub(super) fn new(
+        mode: Mode,
+        objects: &Objects,
+        memory: &Memory,
+        mappings: &[Mapping],
+        patches: &[Active],
+    ) -> Self {
         let mut tables: Vec<Tables> = objects
             .all()
             .iter()
-            .filter_map(|object| Tables::of_file(object.bytes(), object.bias, object.range))
+            .filter_map(|object| Tables::of_file(mode, object.file().bytes(), object.bias, object.range))
             .collect();
         let vdso = mappings.iter().find(|mapping| mapping.path.to_str() == Some("[vdso]"));
         tables.extend(vdso.and_then(|mapping| {
             let bytes = memory.read_vec(mapping.range.start, usize::try_from(mapping.range.len_bytes()).ok()?).ok()?;
-            Tables::of_file(&bytes, mapping.range.start.value(), mapping.range)
+            Tables::of_file(mode, &bytes, mapping.range.start.value(), mapping.range)
         }));
         tables.extend(patches.iter().filter_map(|patch| {
             let (start, end) = patch.unwind?;
             let bytes = memory.read_vec(Addr::new(start), usize::try_from(end - start).ok()?).ok()?;
             let code = AddrRange { start: Addr::new(patch.code.0), end: Addr::new(patch.code.1) };
-            Some(Tables { code, index: None, records: (start, bytes) })
+            Some(Tables { mode, code, index: None, records: (start, bytes) })
         }));
-        Self { tables, known: HashMap::new() }
+        let code = objects.all().iter().map(|object| object.range).collect();
+        Self { mode, code, tables, known: HashMap::new() }
+    }
+
+    /// Whether an address may be one of code, as it is an object's.
+    pub(super) fn is_code(&self, at: Addr) -> bool {
+        self.code.iter().any(|range| range.contains(at))
     }
 
     /// Where a stopped thread is, and where all functions that it is in will go on, from the innermost. `None` if that cannot be told. What a tracer has put in between is left
@@ -123,38 +147,38 @@ impl Walker {
         hooks: Option<&Hooks>,
     ) -> Option<Vec<Frame>> {
         let program_at = |pc: u64| hooks.map_or(Some(Addr::new(pc)), |hooks| hooks.program_at(Addr::new(pc)));
-        let mut pages = Pages { memory, known: HashMap::new() };
+        let mode = self.mode;
+        if width::mode_of(registers) != mode {
+            return None;
+        }
+        let mut pages = Pages { memory, mode, known: HashMap::new() };
         let now = registers;
-        let mut registers: Registers = [
-            now.rax, now.rdx, now.rcx, now.rbx, now.rsi, now.rdi, now.rbp, now.rsp, now.r8, now.r9, now.r10, now.r11,
-            now.r12, now.r13, now.r14, now.r15, now.rip,
-        ]
-        .map(Some);
+        let mut registers = by_number(mode, now);
         let mut found = Vec::new();
         let mut frame = Frame { pc: program_at(now.rip)?, has_called: false };
         while found.len() < DEEPEST {
             found.push(frame);
             let step = self.step(frame.insn().value())?;
             let frame_address = step.frame_address.value(&registers, None, &mut pages)?;
-            if !step.is_signal_frame && frame_address <= registers[STACK_POINTER]? {
+            if !step.is_signal_frame && frame_address <= registers[stack_pointer(mode)]? {
                 return None;
             }
             let mut caller = registers;
-            caller[STACK_POINTER] = Some(frame_address);
+            caller[stack_pointer(mode)] = Some(frame_address);
             for (register, rule) in &step.registers {
                 caller[*register] = match rule {
                     Rule::Undefined => None,
                     rule => Some(rule.value(&registers, Some(frame_address), &mut pages)?),
                 };
             }
-            frame = match caller[RETURN_ADDRESS] {
+            frame = match caller[return_address(mode)] {
                 // The thread's first function.
                 None | Some(0) => return Some(found),
                 Some(pc) if step.is_signal_frame => Frame { pc: program_at(pc)?, has_called: false },
                 Some(pc) => {
                     let hooks = hooks.filter(|hooks| hooks.return_code() == pc);
                     // The frame's address is behind its return address (System V psABI).
-                    let slot = Addr::new(frame_address.wrapping_sub(WORD_BYTES));
+                    let slot = Addr::new(frame_address.wrapping_sub(word_bytes(mode).into()));
                     let pc = hooks.map_or(Some(pc), |hooks| hooks.return_at(memory, slot))?;
                     Frame { pc: Addr::new(pc), has_called: true }
                 }
@@ -165,44 +189,57 @@ impl Walker {
     }
 
     fn step(&mut self, pc: u64) -> Option<Step> {
-        let Self { tables, known } = self;
+        let Self { tables, known, .. } = self;
         let find = || tables.iter().find(|tables| tables.code.contains(Addr::new(pc)))?.step(pc);
         known.entry(pc).or_insert_with(find).clone()
     }
 }
 
+/// Registers as they are in a thread.
+fn by_number(mode: Mode, now: &ThreadRegisters) -> Registers {
+    match mode {
+        Mode::Bits32 => {
+            let general = [now.rax, now.rcx, now.rdx, now.rbx, now.rsp, now.rbp, now.rsi, now.rdi, now.rip];
+            let mut registers = [None; 17];
+            for (place, register) in registers.iter_mut().zip(general) {
+                // What the kernel keeps in the upper halves says nothing.
+                *place = Some(register & u64::from(u32::MAX));
+            }
+            registers
+        }
+        Mode::Bits64 => [
+            now.rax, now.rdx, now.rcx, now.rbx, now.rsi, now.rdi, now.rbp, now.rsp, now.r8, now.r9, now.r10, now.r11,
+            now.r12, now.r13, now.r14, now.r15, now.rip,
+        ]
+        .map(Some),
+    }
+}
+
 impl Tables {
     /// Those of a file that is loaded there.
-    fn of_file(bytes: &[u8], bias: u64, code: AddrRange) -> Option<Self> {
-        let header = elf::FileHeader64::<Endianness>::parse(bytes).ok()?;
-        let endian = header.endian().ok()?;
-        let segments = header.program_headers(endian, bytes).ok()?;
+    fn of_file(mode: Mode, file: &[u8], bias: u64, code: AddrRange) -> Option<Self> {
+        let segments = file::segments(file)?;
         // From an address to the end of what the file has behind it.
-        let from = |address: u64| {
-            let loads = segments.iter().filter(|segment| segment.p_type(endian) == elf::PT_LOAD);
-            let mut pieces = loads.filter_map(|segment| {
-                let within = address.checked_sub(segment.p_vaddr(endian))?;
-                segment.data(endian, bytes).ok()?.get(usize::try_from(within).ok()?..).filter(|data| !data.is_empty())
-            });
-            pieces.next().map(<[u8]>::to_vec)
-        };
-        let index = segments.iter().find(|segment| segment.p_type(endian) == elf::PT_GNU_EH_FRAME)?;
-        let address = index.p_vaddr(endian);
-        let (at, index) = (address.wrapping_add(bias), from(address)?);
+        let from = |address: u64| segments.iter().find_map(|segment| segment.from(file, address)).map(<[u8]>::to_vec);
+        let Segment { address, .. } = *segments.iter().find(|segment| segment.kind == elf::PT_GNU_EH_FRAME)?;
+        let at = width::wrapped(mode, Addr::new(address.wrapping_add(bias))).value();
+        let index = from(address)?;
         let bases = BaseAddresses::default().set_eh_frame_hdr(at);
-        let parsed = EhFrameHdr::new(&index, LittleEndian).parse(&bases, 8).ok()?;
+        let word_bytes = word_bytes(mode);
+        let parsed = EhFrameHdr::new(&index, LittleEndian).parse(&bases, word_bytes).ok()?;
         let records_at = parsed.eh_frame_ptr().direct().ok()?;
-        let records = from(records_at.wrapping_sub(bias))?;
-        Some(Self { code, index: Some((at, index)), records: (records_at, records) })
+        let records = from(width::wrapped(mode, Addr::new(records_at.wrapping_sub(bias))).value())?;
+        Some(Self { mode, code, index: Some((at, index)), records: (records_at, records) })
     }
 
     fn step(&self, pc: u64) -> Option<Step> {
-        let records = EhFrame::new(&self.records.1, LittleEndian);
+        let mut records = EhFrame::new(&self.records.1, LittleEndian);
+        records.set_address_size(word_bytes(self.mode));
         let bases = BaseAddresses::default().set_eh_frame(self.records.0);
         let record = match &self.index {
             Some((at, index)) => {
                 let bases = bases.clone().set_eh_frame_hdr(*at);
-                let index = EhFrameHdr::new(index, LittleEndian).parse(&bases, 8).ok()?;
+                let index = EhFrameHdr::new(index, LittleEndian).parse(&bases, word_bytes(self.mode)).ok()?;
                 index.table()?.fde_for_address(&records, &bases, pc, EhFrame::cie_from_offset).ok()?
             }
             None => records.fde_for_address(&bases, pc, EhFrame::cie_from_offset).ok()?,
@@ -219,7 +256,7 @@ impl Tables {
         for (register, rule) in row.registers() {
             let register = usize::from(register.0);
             // Registers of vectors are nobody's business here.
-            if register > RETURN_ADDRESS {
+            if register > return_address(self.mode) {
                 continue;
             }
             let rule = match rule {
@@ -235,7 +272,7 @@ impl Tables {
             registers.push((register, rule));
         }
         // Without a rule for it there would be no end.
-        registers.iter().any(|(register, _)| *register == RETURN_ADDRESS).then_some(())?;
+        registers.iter().any(|(register, _)| *register == return_address(self.mode)).then_some(())?;
         Some(Step { frame_address, registers, is_signal_frame: record.is_signal_trampoline() })
     }
 }
@@ -266,7 +303,7 @@ fn evaluate(
     pages: &mut Pages<'_>,
 ) -> Option<u64> {
     const LIMIT: u32 = 1000;
-    let encoding = gimli::Encoding { address_size: 8, format: gimli::Format::Dwarf32, version: 4 };
+    let encoding = gimli::Encoding { address_size: word_bytes(pages.mode), format: gimli::Format::Dwarf32, version: 4 };
     let mut evaluation: Evaluation<Bytes<'_>> =
         Expression(EndianSlice::new(expression, LittleEndian)).evaluation(encoding);
     evaluation.set_max_iterations(LIMIT);
@@ -281,7 +318,7 @@ fn evaluate(
                 let value = registers.get(usize::from(register.0)).copied().flatten()?;
                 evaluation.resume_with_register(Value::Generic(value)).ok()?
             }
-            EvaluationResult::RequiresMemory { address, size: 8, space: None, .. } => {
+            EvaluationResult::RequiresMemory { address, size, space: None, .. } if size == word_bytes(pages.mode) => {
                 let value = pages.word(address)?;
                 evaluation.resume_with_memory(Value::Generic(value)).ok()?
             }
@@ -297,6 +334,7 @@ fn evaluate(
 /// Memory of a process that stands still.
 struct Pages<'a> {
     memory: &'a Memory,
+    mode: Mode,
     known: HashMap<u64, Option<Vec<u8>>>,
 }
 
@@ -306,8 +344,15 @@ impl Pages<'_> {
         let read = || self.memory.read_vec(Addr::new(page), usize::try_from(PAGE_BYTES).ok()?).ok();
         let bytes = self.known.entry(page).or_insert_with(read).as_ref()?;
         // A stack has whole words.
-        bytes.get(offset..)?.first_chunk().map(|word| u64::from_le_bytes(*word))
+        let word = bytes.get(offset..offset + usize::from(word_bytes(self.mode)))?;
+        Some(width::word_in(self.mode, word))
     }
 }
 
-const _: () = assert!(X86_64::RSP.0 as usize == STACK_POINTER && X86_64::RA.0 as usize == RETURN_ADDRESS);
+/// As tables count.
+fn word_bytes(mode: Mode) -> u8 {
+    match mode {
+        Mode::Bits32 => 4,
+        Mode::Bits64 => 8,
+    }
+}

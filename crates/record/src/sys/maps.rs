@@ -77,8 +77,14 @@ const MARGIN_BYTES: u64 = 1 << 20;
 /// A page-aligned place for `len_bytes` that every address in `near` reaches: below `near` rather than above, where a program's heap grows.
 pub(crate) fn find_hole(mode: Mode, mappings: &[Mapping], near: AddrRange, len_bytes: u64) -> Option<Addr> {
     let len_bytes = len_bytes.next_multiple_of(4096);
-    let lowest = near.end.value().saturating_sub(REACH_BYTES).max(LOWEST);
-    let highest = near.start.value().saturating_add(REACH_BYTES).min(width::end_of_memory(mode));
+    let (lowest, highest) = match mode {
+        // A displacement counts modulo 2^32.
+        Mode::Bits32 => (LOWEST, width::end_of_memory(mode)),
+        Mode::Bits64 => {
+            let lowest = near.end.value().saturating_sub(REACH_BYTES).max(LOWEST);
+            (lowest, near.start.value().saturating_add(REACH_BYTES).min(width::end_of_memory(mode)))
+        }
+    };
     let ends = mappings.iter().map(|mapping| mapping.range.end.value());
     let starts = mappings.iter().map(|mapping| mapping.range.start.value());
     let holes = std::iter::once(0).chain(ends).zip(starts.chain([1 << 47]));
@@ -148,5 +154,9 @@ mod tests {
         let found = find_hole(Mode::Bits32, &everything, near, 0x1000).unwrap();
         assert!((0xff00_0000..0xffff_e000).contains(&found.value()), "{found}");
         assert_eq!(find_hole(Mode::Bits32, &everything, near, 0x100_0000), None);
+        // 3 GiB away, which is 1 GiB in the other direction.
+        let lower = [mapping(0x4000_0000, 0xffff_e000)];
+        let found = find_hole(Mode::Bits32, &lower, AddrRange::new(Addr::new(0xffff_0000), 0x1000), 0x1000);
+        assert!(found.is_some_and(|at| at < lower[0].range.start), "{found:?}");
     }
 }

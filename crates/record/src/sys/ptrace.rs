@@ -110,9 +110,11 @@ pub(crate) fn hide_interruption(tid: Tid) -> io::Result<()> {
     Ok(())
 }
 
+/// The number of that state among a thread's sets of registers (elf.h).
+const NT_X86_XSTATE: usize = 0x202;
+
 /// The state of a thread's floating-point and vector registers, as XSAVE would write it.
 pub(crate) fn extended_state(tid: Tid) -> io::Result<Vec<u8>> {
-    const NT_X86_XSTATE: usize = 0x202;
     /// More than any processor has.
     const LARGEST_BYTES: usize = 32 << 10;
     let mut state = vec![0_u8; LARGEST_BYTES];
@@ -120,6 +122,13 @@ pub(crate) fn extended_state(tid: Tid) -> io::Result<Vec<u8>> {
     request(libc::PTRACE_GETREGSET, tid, NT_X86_XSTATE, &raw mut place as usize)?;
     state.truncate(place.iov_len);
     Ok(state)
+}
+
+/// Sets it, from all that [`extended_state`] gave.
+pub(crate) fn set_extended_state(tid: Tid, state: &[u8]) -> io::Result<()> {
+    // The kernel only reads it.
+    let mut place = libc::iovec { iov_base: state.as_ptr().cast_mut().cast(), iov_len: state.len() };
+    request(libc::PTRACE_SETREGSET, tid, NT_X86_XSTATE, &raw mut place as usize)
 }
 
 /// Leaves a thread stopped that its group's stop signal stopped, and hears of SIGCONT.

@@ -118,6 +118,22 @@ fn signed(mode: Mode, register: u64) -> i64 {
     }
 }
 
+/// A word of a process, from bytes that begin with it; 0 if there are fewer.
+pub(crate) fn word_in(mode: Mode, bytes: &[u8]) -> u64 {
+    match mode {
+        Mode::Bits32 => bytes.first_chunk().map_or(0, |word| u32::from_le_bytes(*word).into()),
+        Mode::Bits64 => bytes.first_chunk().map_or(0, |word| u64::from_le_bytes(*word)),
+    }
+}
+
+/// A word that is a number, and may be negative.
+pub(crate) fn number(mode: Mode, word: u64) -> i64 {
+    match mode {
+        Mode::Bits32 => u32::try_from(word & u64::from(u32::MAX)).unwrap_or(0).cast_signed().into(),
+        Mode::Bits64 => word.cast_signed(),
+    }
+}
+
 /// An address that was computed, as the process has it: 32-bit code computes modulo 2^32.
 pub(crate) fn wrapped(mode: Mode, address: Addr) -> Addr {
     match mode {
