@@ -48,6 +48,22 @@ fn all_four_are_called_each_at_its_time() {
     prepared.is_as_before();
 }
 
+/// The thread that calls them is in the middle of something, with values in all kinds of registers.
+#[test]
+fn a_thread_that_calls_them_keeps_all_of_its_registers() {
+    let built = Built::of("held.c", "held", &["-msse2"]);
+    let patch = built.patch("held", &["-DVERSION=2", "-DCALLBACKS"], &[]);
+    let mut target = Target::start(&built);
+    for _ in 0..5 {
+        for (words, version) in [(&["apply", patch.to_str().expect("a path")][..], 2), (&["revert"], 1)] {
+            let outcome = target.trapline(&[words, &["--deadline", "60"]].concat());
+            assert!(outcome.is_good(), "{}", outcome.error);
+            let answer = target.ask();
+            assert_eq!((answer.version, answer.mixed), (version, 0));
+        }
+    }
+}
+
 #[test]
 fn a_veto_keeps_a_patch_out_or_in() {
     let mut out = Prepared::new("2");

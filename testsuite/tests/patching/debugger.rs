@@ -44,7 +44,9 @@ fn a_debugger_that_is_told_names_new_functions_and_finds_their_callers() {
     let told = backtrace(&target, &built, at, script.to_str().expect("a path"));
     assert_eq!(told[..4], ["pitch", "between", "attempt", "throw_for_ever"], "{told:?}");
     let alone = backtrace(&target, &built, at, "");
-    assert!(alone[0] == "??" && !alone.contains(&"throw_for_ever".to_owned()), "{alone:?}");
+    // It may guess where there are frame pointers.
+    let is_new = |name: &String| ["pitch", "between", "attempt"].contains(&name.as_str());
+    assert!(alone[0] == "??" && !alone.iter().any(is_new), "{alone:?}");
     let answer = target.ask();
     assert_eq!((answer.version, answer.mixed, answer.is_count_kept), (20, 0, true));
     assert!(target.trapline(&["revert", "--deadline", "60"]).is_good());

@@ -47,11 +47,11 @@ fn a_broken_file_is_refused() {
 
 #[test]
 fn another_architecture_is_refused() {
-    let narrow = Built::of("pair.c", "pair", &["-m32"]);
-    let patch = narrow.patch("pair", &["-DVERSION=2"], &["pair"]);
-    let built = Built::new();
-    let target = Target::start(&built);
-    refused(&target, &patch, &["32 bit"]);
+    let [narrow, wide] = [true, false].map(|is_narrow| Built::of_width("pair.c", "pair", &[], is_narrow));
+    for (built, other, words) in [(&narrow, &wide, "code of 64 bit"), (&wide, &narrow, "code of 32 bit")] {
+        let patch = other.patch("pair", &["-DVERSION=2"], &["pair"]);
+        refused(&Target::start(built), &patch, &[words]);
+    }
 }
 
 #[test]

@@ -16,6 +16,7 @@ pub(crate) struct Built {
     flags: &'static [&'static str],
     /// Of the program's file.
     name: &'static str,
+    is_narrow: bool,
 }
 
 impl Built {
@@ -24,8 +25,18 @@ impl Built {
         Self::of("pair.c", "pair", &[])
     }
 
+    /// Of the width that is asked for.
     pub(crate) fn of(source: &'static str, name: &'static str, flags: &'static [&'static str]) -> Self {
-        let built = Self { scratch: Scratch::new(), source, flags, name };
+        Self::of_width(source, name, flags, program::is_narrow())
+    }
+
+    pub(crate) fn of_width(
+        source: &'static str,
+        name: &'static str,
+        flags: &'static [&'static str],
+        is_narrow: bool,
+    ) -> Self {
+        let built = Self { scratch: Scratch::new(), source, flags, name, is_narrow };
         built.object("old.o", &[]);
         built.link(&[]);
         built
@@ -42,7 +53,7 @@ impl Built {
             return;
         }
         // What C++ brings comes to a program of C with its libraries.
-        let mut command = Command::new(if self.language() == "c" { "cc" } else { "c++" });
+        let mut command = self.compiler();
         let object = self.scratch.join("old.o");
         command.args(self.flags).args(["-pthread", "-Wl,--build-id", "-o"]).arg(self.path()).arg(object).args(flags);
         run(&mut command);
@@ -57,6 +68,12 @@ impl Built {
         self.language() == "rs"
     }
 
+    fn compiler(&self) -> Command {
+        let mut command = Command::new(if self.language() == "c" { "cc" } else { "c++" });
+        command.args(self.is_narrow.then_some("-m32"));
+        command
+    }
+
     fn object(&self, name: &str, flags: &[&str]) -> PathBuf {
         let path = self.scratch.join(name);
         let source = program::source(self.source);
@@ -64,11 +81,12 @@ impl Built {
             let program = if name == "old.o" { self.path() } else { self.scratch.join("unused") };
             let mut command = Command::new("rustc");
             command.args(["--edition=2024", "-O", "-g", "-Ccodegen-units=1", "--check-cfg=cfg(new)"]);
+            command.args(self.is_narrow.then_some("--target=i686-unknown-linux-gnu"));
             command.arg("-Clink-arg=-Wl,--build-id").arg("--emit").arg(format!("link={}", program.display()));
             run(command.arg("--emit").arg(format!("obj={}", path.display())).args(flags).arg(source));
             return path;
         }
-        let mut command = Command::new(if self.language() == "c" { "cc" } else { "c++" });
+        let mut command = self.compiler();
         command.args(self.flags).args(["-O2", "-g", "-pthread", "-Wall", "-Wextra", "-Werror"]);
         command.args(["-ffunction-sections", "-fdata-sections", "-c", "-o"]).arg(&path).args(flags);
         run(command.arg(source));
