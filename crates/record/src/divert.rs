@@ -23,8 +23,14 @@ use crate::{
 const JUMP: u8 = 0xe9;
 const JUMP_BYTES: usize = 5;
 
-/// Functions may begin with it, and it does nothing else than to allow that.
-pub(crate) const ENDBR64: [u8; 4] = [0xf3, 0x0f, 0x1e, 0xfa];
+/// `endbr64` and `endbr32`: functions may begin with one, and it does nothing else than to allow that.
+const ENDBR: [[u8; ENDBR_BYTES]; 2] = [[0xf3, 0x0f, 0x1e, 0xfa], [0xf3, 0x0f, 0x1e, 0xfb]];
+pub(crate) const ENDBR_BYTES: usize = 4;
+
+/// Whether code begins with one of those.
+pub(crate) fn begins_with_endbr(code: &[u8]) -> bool {
+    ENDBR.iter().any(|endbr| code.starts_with(endbr))
+}
 
 /// What a function is without a patch.
 #[derive(Clone, Debug)]
@@ -96,7 +102,7 @@ impl Stubs {
         // Whoever calls it comes to the stub, if nothing stands before that, or what does nothing.
         let reaches = match before_window {
             0 => true,
-            4 => memory.read_vec(at, ENDBR64.len())? == ENDBR64,
+            ENDBR_BYTES => begins_with_endbr(&memory.read_vec(at, ENDBR_BYTES)?),
             _ => false,
         };
         if !reaches && !gone.is_empty() {

@@ -21,7 +21,7 @@ use trapline_image::Write;
 use trapline_process::quiesce::{OtherProcess, RangeSet, ThreadRegisters};
 
 use crate::{
-    divert::ENDBR64,
+    divert::{ENDBR_BYTES, begins_with_endbr},
     exec::Untraceable,
     inject::Gadgets,
     places::Places,
@@ -109,8 +109,8 @@ impl Footprint {
     pub(crate) fn disarm(&mut self, memory: &Memory) -> io::Result<()> {
         text::undo(memory, &mut self.writes)?;
         // A jump that begins before such an instruction covers what is behind it.
-        let covered = self.writes.iter().filter(|edit| edit.new.starts_with(&ENDBR64));
-        self.instead.extend(covered.map(|edit| (edit.at.after(ENDBR64.len()), edit.at)));
+        let covered = self.writes.iter().filter(|edit| begins_with_endbr(&edit.new));
+        self.instead.extend(covered.map(|edit| (edit.at.after(ENDBR_BYTES), edit.at)));
         self.writes.clear();
         Ok(())
     }
