@@ -117,6 +117,10 @@ pub struct Config {
     pub linker_state: u64,
     /// Whether the recorder is about to leave the process: threads wait at [`symbol::ASKED`].
     pub is_leaving: u64,
+    /// Where the memory of [counters](crate::counters) is mapped: events are counted there, and not recorded. 0: they are recorded.
+    pub counters: u64,
+    /// Of what is counted, the [selected](crate::counters::CountersHeader::selected) functions are recorded as well. Which time it is that this is so; 0: it is not.
+    pub recorded: u64,
 }
 
 /// The beginning of an area of stubs. It never changes once [`Config::areas`] leads to it.

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod agent;
+pub mod counters;
 pub mod pool;
 pub mod record;
 pub mod thread;

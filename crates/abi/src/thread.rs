@@ -34,6 +34,8 @@ pub struct Thread {
     /// Not 0: the thread may not read the time-stamp counter, as seccomp's strict mode has it. It has no position for the entries then, which leads all of its
     /// records to code that uses the two words for that, and the recorder's time.
     pub is_timeless: u64,
+    /// Where the thread [counts](crate::counters): its region, or 0 while it has none.
+    pub region: u64,
     /// Records of this thread that were lost since its last chunk began.
     pub lost: u64,
     /// The innermost open frame, packed; [`NO_FRAME`] if none is, or 0 before the first.

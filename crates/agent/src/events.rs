@@ -24,7 +24,7 @@ use trapline_abi::{
     record::{self, Event, TSC_BITS},
 };
 
-use crate::{arch, shadow::frame, sys, thread::State};
+use crate::{arch, counters, shadow::frame, sys, thread::State};
 
 /// A pool that somebody drains.
 #[derive(Clone, Copy, Debug)]
@@ -94,7 +94,11 @@ enum Next {
 
 /// How many frames were open before the record that is to be written.
 fn open_frames(thread: &State, upper: u64) -> u32 {
-    let top = frame::depth(thread.top.load(Ordering::Relaxed));
+    let top = if counters::is_counting() {
+        counters::recorded_frames(thread)
+    } else {
+        frame::depth(thread.top.load(Ordering::Relaxed))
+    };
     match record::decode(upper << TSC_BITS) {
         // The entry has made its frame the innermost already.
         Some((Event::Enter { .. }, _)) => top.saturating_sub(1),

@@ -9,6 +9,7 @@ use core::sync::atomic::Ordering;
 use trapline_abi::record::Event;
 
 use crate::{
+    counters,
     events::{self, Pool},
     shadow::{self, Known, Run, frame},
     sys::{self, SignalsBlocked},
@@ -82,6 +83,11 @@ fn leave_stale(thread: &State, slot: usize, run: Run) {
         }
         // SAFETY: its slot lies in a run of mapped blocks, or its shadow is what it is known by.
         innermost = unsafe { frame::outer(innermost) };
+    }
+    if counters::is_counting() {
+        counters::end_deeper(frame::depth(innermost));
+        thread.top.store(innermost, Ordering::Relaxed);
+        return;
     }
     thread.top.store(innermost, Ordering::Relaxed);
     events::record(Event::Unwind { depth: frame::depth(innermost) });

@@ -1,7 +1,7 @@
 //! trapline's agent: the code that runs inside a traced process.
 //!
 //! Owns everything between an armed function's stub and the shared pool of chunks: the entries and the return trampoline ([`arch`]), what they do when a
-//! few instructions do not suffice ([`events`] and [`frames`]), what unwinders of the program are told ([`unwind`] and `tables`), and the requests to the recorder
+//! few instructions do not suffice ([`events`], [`counters`] and [`frames`]), what unwinders of the program are told ([`unwind`] and `tables`), and the requests to the recorder
 //! ([`requests`]). The layouts are
 //! [`trapline_abi`]'s; the recorder maps the pool, fills in the configuration and writes the stubs.
 //!
@@ -13,6 +13,8 @@
 #![no_std]
 
 pub mod arch;
+#[cfg_attr(target_pointer_width = "32", path = "uncounted.rs")]
+pub mod counters;
 pub mod events;
 pub mod frames;
 pub mod requests;

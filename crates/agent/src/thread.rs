@@ -45,6 +45,7 @@ pub(crate) struct State {
     pid: AtomicU32,
     tid: AtomicU32,
     is_timeless: Word,
+    pub(crate) region: Word,
     pub(crate) lost: Word,
     pub(crate) top: Word,
     pub(crate) blocks: Word,
@@ -60,6 +61,7 @@ const _: () =
     assert!(offset_of!(State, place).is_multiple_of(16) && offset_of!(State, timeless_place).is_multiple_of(16));
 const _: () = assert!(offset_of!(State, pid) == offset_of!(Thread, pid));
 const _: () = assert!(offset_of!(State, tid) == offset_of!(Thread, tid));
+const _: () = assert!(offset_of!(State, region) == offset_of!(Thread, region));
 const _: () = assert!(offset_of!(State, lost) == offset_of!(Thread, lost));
 const _: () = assert!(offset_of!(State, top) == offset_of!(Thread, top));
 const _: () = assert!(offset_of!(State, blocks) == offset_of!(Thread, blocks));
@@ -87,6 +89,7 @@ impl State {
         self.timeless_place.chunks_used.store(chunks_used, Ordering::Relaxed);
         self.place.position.store(0, Ordering::Relaxed);
         self.is_timeless.store(1, Ordering::Relaxed);
+        self.region.store(0, Ordering::Relaxed);
     }
 
     fn words(&self) -> &Place {

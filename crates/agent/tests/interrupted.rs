@@ -12,7 +12,7 @@ use std::{
     sync::atomic::{AtomicU64, AtomicUsize, Ordering},
 };
 
-use common::{CHUNK_RECORDS, Contents, Pool, calls, in_thread, stub_one, stub_two, thread};
+use common::{CHUNK_RECORDS, Contents, Counters, Pool, calls, in_thread, stub_one, stub_tail, stub_two, thread, tid};
 use trapline_abi::{
     pool::{CHUNK_BYTES, OnFull},
     thread::Thread,
@@ -137,16 +137,34 @@ struct Outcome {
     lost: u64,
 }
 
+fn handle_steps() {
+    // SAFETY: all zero is a value.
+    let mut action: libc::sigaction = unsafe { zeroed() };
+    action.sa_sigaction = on_step as *const () as usize;
+    action.sa_flags = libc::SA_SIGINFO;
+    // SAFETY: the handler is the one above, and only one thread traps.
+    assert_eq!(unsafe { libc::sigaction(libc::SIGTRAP, &raw const action, ptr::null_mut()) }, 0);
+}
+
+/// Calls a function, step by step. Returns whether the handler came.
+fn step(function: unsafe extern "C" fn(), at: u64, nested: u64, leaves: bool) -> bool {
+    STEP.store(0, Ordering::Relaxed);
+    AT.store(at, Ordering::Relaxed);
+    NESTED.store(nested, Ordering::Relaxed);
+    LEAVES.store(u64::from(leaves), Ordering::Relaxed);
+    SYSCALLS.store(0, Ordering::Relaxed);
+    // SAFETY: a function of no arguments, that keeps to the calling convention.
+    unsafe { call_stepped(function) };
+    let has_come = AT.load(Ordering::Relaxed) == DONE;
+    AT.store(DONE, Ordering::Relaxed);
+    has_come
+}
+
 /// One call, in which the handler comes at this step.
 fn call(case: &Case, at: u64) -> Outcome {
     let pool = Pool::new(case.chunks, case.on_full);
     in_thread(|| {
-        // SAFETY: all zero is a value.
-        let mut action: libc::sigaction = unsafe { zeroed() };
-        action.sa_sigaction = on_step as *const () as usize;
-        action.sa_flags = libc::SA_SIGINFO;
-        // SAFETY: the handler is the one above, and only the thread here traps.
-        assert_eq!(unsafe { libc::sigaction(libc::SIGTRAP, &raw const action, ptr::null_mut()) }, 0);
+        handle_steps();
         // Its number, its stack's shadow and its first chunk are there afterwards, as in any thread that has run for a while.
         let before = match case.left {
             Left::NoChunk => 0,
@@ -158,15 +176,7 @@ fn call(case: &Case, at: u64) -> Outcome {
                 CHUNK_RECORDS as u64 - left
             }
         };
-        STEP.store(0, Ordering::Relaxed);
-        AT.store(at, Ordering::Relaxed);
-        NESTED.store(case.nested, Ordering::Relaxed);
-        LEAVES.store(u64::from(case.leaves), Ordering::Relaxed);
-        SYSCALLS.store(0, Ordering::Relaxed);
-        // SAFETY: a function of no arguments, that keeps to the calling convention.
-        unsafe { call_stepped(stub_one) };
-        let has_come = AT.load(Ordering::Relaxed) == DONE;
-        AT.store(DONE, Ordering::Relaxed);
+        let has_come = step(stub_one, at, case.nested, case.leaves);
         let (steps, syscalls) = (STEP.load(Ordering::Relaxed), SYSCALLS.load(Ordering::Relaxed));
         calls(3, stub_two);
         let header = pool.header();
@@ -269,6 +279,123 @@ fn a_handler_that_leaves_by_longjmp_costs_one_record_and_one_chunk_at_most() {
             });
         }
     }
+}
+
+/// What the counters have of a call of the function of site 1 or 4, and of those of site 2 that a handler made at this step and that came before and after. Returns
+/// whether the handler came.
+fn judge_counted(
+    function: unsafe extern "C" fn(),
+    before: u64,
+    at: u64,
+    nested: u64,
+    leaves: bool,
+    is_recorded: bool,
+) -> Result<bool, String> {
+    let counters = Counters::new();
+    in_thread(|| {
+        handle_steps();
+        calls(before, stub_two);
+        if is_recorded {
+            counters.record(&[1, 2, 4]);
+        }
+        let has_come = step(function, at, nested, leaves);
+        calls(3, stub_two);
+        let region = counters.region(tid());
+        let [one, two, tail] = [1, 2, 4].map(|site| {
+            let counter = counters.counter(region, site);
+            let timed: u64 = counter.durations.iter().map(|bucket| u64::from(bucket.load(Ordering::Relaxed))).sum();
+            let [total, own, sum] =
+                [&counter.total, &counter.own, &counter.sum].map(|ticks| ticks.load(Ordering::Relaxed));
+            (counter.calls.load(Ordering::Relaxed), timed, total, own, sum)
+        });
+        let found = format!("{one:?} {two:?} {tail:?} {:?}", counters.open(region));
+        let nested = if has_come { nested } else { 0 };
+        let is_tail = function as usize == stub_tail as *const () as usize;
+        let (called, other) = if is_tail { (tail, one) } else { (one, tail) };
+        let of_two = before + nested + 3 + u64::from(is_tail);
+        let has_left = has_come && leaves;
+        let is_counted = if has_left {
+            called.0 <= 1 && (of_two - 1..=of_two).contains(&two.0)
+        } else {
+            (called.0, two.0) == (1, of_two)
+        };
+        let is_timed = called.1 == called.0 && two.1 == two.0 || has_left && called.1 <= called.0 && two.1 <= two.0;
+        // None of them calls itself, so each was the outermost of its function: but the handler's, where the function jumps to the same that the handler calls.
+        let is_whole = |(_, _, total, own, sum): (u64, u64, u64, u64, u64), is_outermost: bool| {
+            has_left || own <= sum && total <= sum && (total == sum || !is_outermost)
+        };
+        let is_whole = is_whole(called, true) && is_whole(two, !is_tail);
+        let is_quiet =
+            other.0 == 0 && counters.open(region) == (0, 0) && counters.header().uncounted.load(Ordering::Relaxed) == 0;
+        let contents = counters.pool.contents()?;
+        let recorded = |site| contents.calls.get(&site).copied().unwrap_or(0);
+        let is_in_trace = if is_recorded {
+            let of_called = recorded(if is_tail { 4 } else { 1 });
+            (of_called, recorded(2)) == (1, of_two - before) && contents.exits == contents.calls.values().sum()
+        } else {
+            contents == Contents::default()
+        };
+        if is_counted && is_timed && is_whole && is_quiet && is_in_trace {
+            Ok(has_come)
+        } else {
+            Err(format!("{found} {contents:?}"))
+        }
+    })
+}
+
+#[test]
+fn a_handler_at_any_instruction_of_a_counted_call_loses_nothing() {
+    for (function, least) in [(stub_one as unsafe extern "C" fn(), 80), (stub_tail, 160)] {
+        let cases = [(5, 2, false, false), (0, 1, false, false), (5, 2, true, false), (5, 2, false, true)];
+        for (before, nested, leaves, is_recorded) in cases {
+            let mut at = 0;
+            loop {
+                let judged = judge_counted(function, before, at, nested, leaves, is_recorded);
+                assert!(
+                    judged.is_ok(),
+                    "{before} before, {nested} nested at step {at}, left: {leaves}, recorded: {is_recorded}: {judged:?}"
+                );
+                if judged == Ok(false) {
+                    break;
+                }
+                at += 1;
+            }
+            assert!(at > least, "{at} steps");
+        }
+    }
+}
+
+#[test]
+fn a_function_that_calls_itself_is_timed_once() {
+    let counters = Counters::new();
+    in_thread(|| {
+        // SAFETY: it keeps to the calling convention.
+        unsafe { common::stub_recursive(9) };
+        let counter = counters.counter(counters.region(tid()), 5);
+        let [calls, total, own, sum] =
+            [&counter.calls, &counter.total, &counter.own, &counter.sum].map(|word| word.load(Ordering::Relaxed));
+        assert_eq!(calls, 10);
+        assert_eq!(total, own, "what it called was itself");
+        assert!(sum > 2 * total, "{sum} and {total}");
+    });
+}
+
+#[test]
+fn what_is_selected_is_recorded_beside_what_is_counted_and_nothing_else() {
+    let counters = Counters::new();
+    in_thread(|| {
+        calls(7, stub_one);
+        counters.record(&[3, 5]);
+        calls(4, stub_one);
+        calls(2, common::stub_point);
+        // SAFETY: it keeps to the calling convention.
+        unsafe { common::stub_recursive(9) };
+        let contents = counters.pool.contents().expect("chunks of this thread");
+        assert_eq!((contents.calls.len(), contents.calls[&3], contents.calls[&5], contents.exits), (2, 2, 10, 10));
+        let region = counters.region(tid());
+        let counted = [1, 3, 5].map(|site| counters.counter(region, site).calls.load(Ordering::Relaxed));
+        assert_eq!(counted, [11, 2, 10]);
+    });
 }
 
 /// The looks at the chunks find what they are there to find.

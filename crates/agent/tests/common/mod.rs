@@ -15,6 +15,9 @@ use std::{
 };
 
 use trapline_abi::{
+    counters::{
+        COUNTERS_AT, COUNTERS_BYTES, CountedFrame, Counter, CountersHeader, REGIONS, RegionHeader, region_offset,
+    },
     pool::{self, CHUNK_BYTES, CHUNK_STRIDE_BYTES, ChunkHeader, OnFull, POOL_HEADER_BYTES, PoolHeader, state},
     record::{Event, decode},
     thread::Thread,
@@ -186,6 +189,76 @@ impl Drop for Pool {
     }
 }
 
+/// Counters that this process has mapped, and that the agent in it uses in place of its pool.
+#[derive(Debug)]
+pub(crate) struct Counters {
+    address: usize,
+    /// What is recorded beside.
+    pub(crate) pool: Pool,
+}
+
+impl Counters {
+    /// All zero; the agent is told of them.
+    pub(crate) fn new() -> Self {
+        // A handler may come where somebody has taken a chunk and not begun it.
+        let pool = Pool::new(4, OnFull::Block);
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        // SAFETY: a new mapping at an address of the kernel's choice.
+        let mapped = unsafe { libc::mmap(ptr::null_mut(), COUNTERS_BYTES, protection, flags, -1, 0) };
+        assert_ne!(mapped, libc::MAP_FAILED);
+        trapline_agent::arch::config_counters().store(mapped as usize, Ordering::SeqCst);
+        Self { address: mapped as usize, pool }
+    }
+
+    /// Has the calls of these sites be recorded as well from now on.
+    pub(crate) fn record(&self, sites: &[u32]) {
+        for site in sites {
+            self.header().selected[*site as usize / 64].fetch_or(1 << (site % 64), Ordering::SeqCst);
+        }
+        trapline_agent::arch::config_recorded().store(1, Ordering::SeqCst);
+    }
+
+    pub(crate) fn header(&self) -> &CountersHeader {
+        // SAFETY: (1) mapped, aligned and large enough; (2) made of atomics.
+        unsafe { &*(self.address as *const CountersHeader) }
+    }
+
+    /// Where the one region is that was taken, by this thread.
+    pub(crate) fn region(&self, tid: u32) -> usize {
+        let is_taken = |index: &usize| self.header().owners[*index].load(Ordering::Relaxed) != 0;
+        let taken: Vec<usize> = (0..REGIONS).filter(is_taken).collect();
+        assert_eq!(taken.len(), 1, "regions {taken:?}");
+        assert_eq!(self.header().owners[taken[0]].load(Ordering::Relaxed), tid);
+        region_offset(taken[0])
+    }
+
+    pub(crate) fn counter(&self, region: usize, site: usize) -> &Counter {
+        // SAFETY: as in `header`.
+        unsafe { &*((self.address + region + COUNTERS_AT + site * size_of::<Counter>()) as *const Counter) }
+    }
+
+    /// How many frames are open, at the first depths, and how deep the innermost one is said to be.
+    pub(crate) fn open(&self, region: usize) -> (usize, u64) {
+        // SAFETY: as in `header`.
+        let header = unsafe { &*((self.address + region) as *const RegionHeader) };
+        let frames = self.address + region + size_of::<RegionHeader>();
+        // SAFETY: as in `header`.
+        let frame = |depth: usize| unsafe { &*((frames + depth * size_of::<CountedFrame>()) as *const CountedFrame) };
+        let open = (0..100).filter(|depth| frame(*depth).slot.load(Ordering::Relaxed) != 0).count();
+        (open, header.depth.load(Ordering::Relaxed))
+    }
+}
+
+impl Drop for Counters {
+    fn drop(&mut self) {
+        trapline_agent::arch::config_recorded().store(0, Ordering::SeqCst);
+        trapline_agent::arch::config_counters().store(0, Ordering::SeqCst);
+        // SAFETY: the mapping that `new` made; the agent has no address of it any more, as in the pool's `drop`.
+        unsafe { libc::munmap(self.address as *mut libc::c_void, COUNTERS_BYTES) };
+    }
+}
+
 /// What was found in chunks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Contents {
@@ -282,6 +355,12 @@ macro_rules! hooked_stub {
 global_asm!(
     ".pushsection .text.stubs,\"ax\",@progbits",
     "stub_ends: ret",
+    // Jumps to site 2.
+    "stub_jumps: jmp stub_two",
+    hooked_stub!("stub_tail", "4", "trapline_enter", "stub_jumps"),
+    // Calls itself, edi times.
+    "calls_itself:\ntest edi, edi\njz 1f\npush rdi\ndec edi\ncall stub_recursive\npop rdi\n1: ret",
+    hooked_stub!("stub_recursive", "5", "trapline_enter_keep_flags", "calls_itself"),
     hooked_stub!("stub_one", "1", "trapline_enter", "stub_ends"),
     hooked_stub!("stub_two", "2", "trapline_enter", "stub_ends"),
     r#"
@@ -320,6 +399,10 @@ unsafe extern "C" {
     pub(crate) fn stub_two();
     /// A function of site 3, whose return is not seen.
     pub(crate) fn stub_point();
+    /// A function of site 4 that jumps to that of site 2.
+    pub(crate) fn stub_tail();
+    /// A function of site 5 that calls itself so many times.
+    pub(crate) fn stub_recursive(times: u64);
     fn call_often(times: u64, function: unsafe extern "C" fn());
 }
 

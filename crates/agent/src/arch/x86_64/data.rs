@@ -2,6 +2,8 @@
 
 use core::sync::atomic::AtomicUsize;
 
+use trapline_abi::agent::Config;
+
 use super::{Thread, asm, global_asm};
 
 // The thread's state is initial-exec thread-local storage, defined here because stable Rust cannot; all zero when a thread starts.
@@ -26,16 +28,13 @@ trapline_thread_told:
     .hidden trapline_config
     .globl trapline_config
     .type trapline_config, @object
-    .size trapline_config, 56
+    .size trapline_config, {CONFIG_BYTES}
 trapline_config:
     .quad 0
     .quad -1
     # `object.rs` moves the relocation of `trapline_thread_told` here: GNU ld relocates no such word in a shared object, but only its own table.
     .quad {TOLD}
-    .quad 0
-    .quad 0
-    .quad 0
-    .quad 0
+    .zero {CONFIG_BYTES} - 24
 
     .p2align 3
     .hidden trapline_errand_registers
@@ -47,6 +46,7 @@ trapline_errand_registers:
     .popsection
     "#,
     TOLD = const TOLD,
+    CONFIG_BYTES = const size_of::<Config>(),
     ERRAND_BYTES = const size_of::<trapline_abi::agent::ErrandRegisters>(),
     BYTES = const size_of::<Thread>().next_multiple_of(64),
 );
@@ -67,16 +67,17 @@ const TOLD: u64 = u64::from_le_bytes(*b"trapline");
 unsafe extern "C" {
     /// A `Config`: the pool's address comes first.
     #[link_name = "trapline_config"]
-    static CONFIG: [AtomicUsize; 7];
+    static CONFIG: [AtomicUsize; size_of::<Config>() / 8];
 }
 
-const _: () = assert!(size_of::<trapline_abi::agent::Config>() == 56);
-const _: () = assert!(core::mem::offset_of!(trapline_abi::agent::Config, pool) == 0);
-const _: () = assert!(core::mem::offset_of!(trapline_abi::agent::Config, max_depth) == 8);
-const _: () = assert!(core::mem::offset_of!(trapline_abi::agent::Config, thread_offset) == 16);
-const _: () = assert!(core::mem::offset_of!(trapline_abi::agent::Config, forbidden) == 24);
-const _: () = assert!(core::mem::offset_of!(trapline_abi::agent::Config, areas) == 32);
-const _: () = assert!(core::mem::offset_of!(trapline_abi::agent::Config, linker_state) == 40);
+const _: () = assert!(core::mem::offset_of!(Config, pool) == 0);
+const _: () = assert!(core::mem::offset_of!(Config, max_depth) == 8);
+const _: () = assert!(core::mem::offset_of!(Config, thread_offset) == 16);
+const _: () = assert!(core::mem::offset_of!(Config, forbidden) == 24);
+const _: () = assert!(core::mem::offset_of!(Config, areas) == 32);
+const _: () = assert!(core::mem::offset_of!(Config, linker_state) == 40);
+const _: () = assert!(core::mem::offset_of!(Config, counters) == 56);
+const _: () = assert!(core::mem::offset_of!(Config, recorded) == 64);
 
 /// Where the pool is mapped; `None` before it is.
 pub fn config_pool() -> &'static AtomicUsize {
@@ -101,6 +102,18 @@ pub fn config_areas() -> &'static AtomicUsize {
 pub fn config_linker_state() -> &'static AtomicUsize {
     // SAFETY: as in `config_pool`.
     unsafe { &CONFIG[5] }
+}
+
+/// Where events are counted; 0 where they are recorded.
+pub fn config_counters() -> &'static AtomicUsize {
+    // SAFETY: as in `config_pool`; the recorder writes the word at once, while other threads run.
+    unsafe { &CONFIG[7] }
+}
+
+/// Which time it is that something is recorded beside what is counted; 0 where nothing is.
+pub fn config_recorded() -> &'static AtomicUsize {
+    // SAFETY: as in `config_counters`.
+    unsafe { &CONFIG[8] }
 }
 
 /// The state of the calling thread.

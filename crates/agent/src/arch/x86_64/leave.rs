@@ -30,7 +30,7 @@
 
 use core::mem::offset_of;
 
-use trapline_abi::record::kind;
+use trapline_abi::{agent::Config, record::kind};
 
 use super::{
     ADDRESS_BITS, PAYLOAD_BITS, SHADOW_BASE, SHADOW_OUTER, SHADOW_RETURN, Thread, global_asm,
@@ -82,6 +82,8 @@ trapline_return:
     "mov rax, qword ptr [rsi + {SHADOW_RETURN}]",
     "mov qword ptr [rdx], rax",
     "mov rdx, qword ptr [rsi + {SHADOW_OUTER}]",
+    "cmp qword ptr [rip + trapline_config + {COUNTERS}], 0",
+    "jne .Ltrapline_return_count",
     reserve!(),
     concat!("mov qword ptr ", of_thread!("TOP"), ", rdx"),
     "lea esi, [rdx + 1]",
@@ -104,6 +106,10 @@ trapline_return:
     # Predicted: the function's own return went with the launch.
     ret
     .cfi_restore_state
+.Ltrapline_return_count:
+    lea rsi, [rsp + 40]
+    call trapline_count_exit
+    jmp .Ltrapline_return_leave
 .Ltrapline_return_full:
     call trapline_record_full
     jmp .Ltrapline_return_leave
@@ -122,6 +128,7 @@ trapline_return:
     UPPER_TSC_BITS = const UPPER_TSC_BITS,
     PAYLOAD_BITS = const PAYLOAD_BITS,
     EXIT = const kind::EXIT,
+    COUNTERS = const offset_of!(Config, counters),
 );
 
 // The unwinder's expression.

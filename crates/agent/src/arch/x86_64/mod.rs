@@ -1,6 +1,6 @@
 //! x86-64: System V calling convention, Linux system calls.
 //!
-//! Owns the agent's symbols ([`entries`], [`leave`], [`calls`], [`unwinders`]), its data ([`data`]) and the raw system call ([`syscall`]). Invariants: an entry changes no
+//! Owns the agent's symbols ([`entries`], [`leave`], [`counters`], [`calls`], [`unwinders`]), its data ([`data`]) and the raw system call ([`syscall`]). Invariants: an entry changes no
 //! register but the flags, and not even these if its name says so; no vector register but the low halves of xmm0 to xmm15 is ever touched.
 
 use core::arch::{asm, global_asm};
@@ -17,12 +17,15 @@ use trapline_abi::{
 mod text;
 
 mod calls;
+mod counters;
 mod data;
 mod entries;
 mod leave;
 mod unwinders;
 
-pub use data::{config_areas, config_forbidden, config_linker_state, config_pool, thread};
+pub use data::{
+    config_areas, config_counters, config_forbidden, config_linker_state, config_pool, config_recorded, thread,
+};
 pub use unwinders::{Code, any_function, code_at, entry, is_own, return_code, start};
 
 pub use trapline_abi::agent::CALLS;
