@@ -16,6 +16,7 @@ use std::{
 
 use trapline_abi::{
     agent::{Config, SANDBOX_FUNCTIONS, symbol},
+    counters::MAX_COUNTED_SITES,
     record::MAX_SITES,
 };
 use trapline_engine::{
@@ -28,9 +29,11 @@ use trapline_trace::{Function, Load, Module, Unload};
 use crate::{
     Options,
     agent::Agent,
+    counters::Counters,
     divert::Undiverted,
     drain::Drain,
     exec::{NewImage, Untraceable},
+    figures,
     pending::Pending,
     pool::Pool,
     remote::{Errand, Remote},
@@ -183,7 +186,10 @@ impl Armory {
         image.clean(remote, &memory)?;
         let pool = Pool::new(options.chunks, options.on_full).map(Arc::new)?;
         let mut space = Space::new(agent);
-        let place = space.place_pool(&pool, &maps::read(tid)?)?;
+        space.counters = drain.figures().map(|_| Counters::new().map(Arc::new)).transpose()?;
+        let mappings = maps::read(tid)?;
+        let place = space.place_pool(&pool, &mappings)?;
+        space.place_counters(&mappings)?;
         space.map_pool(remote, &memory, &pool, Some(place))?;
         let memory = Arc::new(memory);
         write_config(&memory, &agent, options)?;
@@ -378,8 +384,9 @@ impl Armory {
         let functions = image.functions();
         let count = u32::try_from(functions.len()).unwrap_or(u32::MAX);
         let first_site = self.next_site;
-        let next_site = first_site.checked_add(count).filter(|next| *next <= MAX_SITES);
-        let Some(next_site) = next_site else { return Err("there are too many functions for one trace".to_owned()) };
+        let most = if drain.figures().is_some() { MAX_SITES.min(MAX_COUNTED_SITES) } else { MAX_SITES };
+        let next_site = first_site.checked_add(count).filter(|next| *next <= most);
+        let Some(next_site) = next_site else { return Err(format!("there are more than {most} functions")) };
         self.next_site = next_site;
         let id = self.new_module();
         let mut selected = Vec::new();
@@ -420,6 +427,13 @@ impl Armory {
                 }
             })
             .collect();
+        if let Some(figures) = drain.figures() {
+            let functions = listed
+                .iter()
+                .map(|function| figures::Function { name: function.name.clone(), address: function.address });
+            let path = name.to_string_lossy().into_owned();
+            figures.add_module(figures::Module { path, first_site, functions: functions.collect() });
+        }
         let (path, build_id) = (name.to_string_lossy().into_owned(), image.build_id().map(<[u8]>::to_vec));
         drain.write(move |writer| {
             writer.module(&Module { id, path: &path, build_id: build_id.as_deref(), first_site, functions: &listed })

@@ -24,6 +24,7 @@ use trapline_abi::{
 use trapline_trace::{Losses, Stream, Writer};
 
 use crate::{
+    figures::Figures,
     overhead::{Gauge, Overhead},
     pool::{CHUNK_RECORDS, Pool, Taken},
     sys::{Tid, shared},
@@ -34,7 +35,7 @@ use crate::{
 pub(crate) struct SpaceId(pub(crate) u32);
 
 /// What writes something into the trace.
-type ForTheTrace = Box<dyn FnOnce(&mut Writer) -> Result<(), trapline_trace::Error> + Send>;
+type ForTheTrace = Box<dyn Fn(&mut Writer) -> Result<(), trapline_trace::Error> + Send>;
 
 /// What the drain is told, in order.
 pub(crate) enum Message {
@@ -64,6 +65,10 @@ pub(crate) enum Message {
     SpaceEnded(SpaceId),
     /// Something for the trace.
     Write(ForTheTrace),
+    /// A trace begins, while figures are shown.
+    Begin(Box<Writer>),
+    /// It is complete.
+    End,
 }
 
 /// What the tracer hears from the drain: this space's objects have changed, and a thread of it waits.
@@ -84,19 +89,34 @@ pub(crate) struct Finished {
 pub(crate) struct Drain {
     messages: Sender<Message>,
     thread: JoinHandle<Finished>,
+    figures: Option<Figures>,
+}
+
+/// Where what it hears goes.
+pub(crate) enum Sink {
+    /// Into a trace.
+    Trace(Box<Writer>),
+    /// Into figures. There is a trace only where it is asked for.
+    Figures(Figures),
 }
 
 impl Drain {
     /// Starts it. `changed` is called when a target asks for attention.
     pub(crate) fn start(
-        writer: Writer,
+        sink: Sink,
         on_full: OnFull,
         totals: Arc<AtomicU64>,
         changed: impl Fn(Changed) + Send + 'static,
     ) -> std::io::Result<Self> {
         let (messages, inbox) = mpsc::channel();
+        let (writer, figures) = match sink {
+            Sink::Trace(writer) => (Some(writer), None),
+            Sink::Figures(figures) => (None, Some(figures)),
+        };
         let mut work = Work {
             writer,
+            figures: figures.clone(),
+            story: Vec::new(),
             inbox,
             totals,
             only_at_the_end: on_full == OnFull::Overwrite,
@@ -112,7 +132,12 @@ impl Drain {
             work.run(&changed);
             work.finish()
         })?;
-        Ok(Self { messages, thread })
+        Ok(Self { messages, thread, figures })
+    }
+
+    /// Where calls are counted, if they are, and not recorded.
+    pub(crate) fn figures(&self) -> Option<&Figures> {
+        self.figures.as_ref()
     }
 
     /// Tells it something. What is told after it broke off is lost, and [`finish`](Self::finish) says why.
@@ -121,7 +146,7 @@ impl Drain {
     }
 
     /// Something for the trace.
-    pub(crate) fn write(&self, write: impl FnOnce(&mut Writer) -> Result<(), trapline_trace::Error> + Send + 'static) {
+    pub(crate) fn write(&self, write: impl Fn(&mut Writer) -> Result<(), trapline_trace::Error> + Send + 'static) {
         self.tell(Message::Write(Box::new(write)));
     }
 
@@ -140,6 +165,8 @@ impl Drain {
 struct Thread {
     stream: u32,
     next_sequence: u32,
+    /// Whether the trace knows it.
+    is_told: bool,
     /// How much of the chunk `next_sequence` is written already.
     begun: Option<Begun>,
 }
@@ -169,7 +196,10 @@ struct Space {
 }
 
 struct Work {
-    writer: Writer,
+    writer: Option<Box<Writer>>,
+    figures: Option<Figures>,
+    /// What a trace that begins later has to be told first.
+    story: Vec<ForTheTrace>,
     inbox: Receiver<Message>,
     totals: Arc<AtomicU64>,
     only_at_the_end: bool,
@@ -249,17 +279,35 @@ impl Work {
     }
 
     fn finish(mut self) -> Finished {
-        let result = self.writer.losses(&self.losses);
-        self.keep(result);
-        let losses = self.writer.with_own(&self.losses);
+        let losses = self.writer.as_ref().map_or_else(|| self.losses.clone(), |writer| writer.with_own(&self.losses));
         let records = self.totals.load(Ordering::Relaxed);
         let overhead = self.gauge.overhead(records, |ticks| self.clock.ns(ticks));
-        if let Some(overhead) = overhead {
-            self.writer.record_cost(overhead.record_ps);
+        if let (Some(overhead), Some(writer)) = (overhead, &mut self.writer) {
+            writer.record_cost(overhead.record_ps);
         }
+        self.end_trace();
+        Finished { losses, overhead, failure: self.failure }
+    }
+
+    /// The trace, if there is one, gets nothing more.
+    fn end_trace(&mut self) {
+        let losses = self.losses.clone();
+        self.write(&|writer| writer.calibration(&[crate::clock_point()]));
+        self.write(&|writer| writer.losses(&losses));
         // A trace that lacks something has no end.
-        let failure = self.failure.or_else(|| self.writer.finish().err());
-        Finished { losses, overhead, failure }
+        if let Some(writer) = self.writer.take()
+            && self.failure.is_none()
+        {
+            self.failure = writer.finish().err();
+        }
+    }
+
+    /// Writes something, if there is a trace.
+    fn write(&mut self, write: &dyn Fn(&mut Writer) -> Result<(), trapline_trace::Error>) {
+        if let Some(writer) = &mut self.writer {
+            let result = write(writer);
+            self.keep(result);
+        }
     }
 
     /// The first failure is the one that is reported; targets go on untraced.
@@ -308,8 +356,37 @@ impl Work {
             }
             Message::SpaceEnded(space) => self.end_space(space),
             Message::Write(write) => {
-                let result = write(&mut self.writer);
-                self.keep(result);
+                self.write(&write);
+                if self.figures.is_some() {
+                    self.story.push(write);
+                }
+            }
+            Message::Begin(writer) => {
+                // What is left of the last one belongs to nobody.
+                self.look_at_all(true, &|_| ());
+                for thread in self.spaces.values_mut().flat_map(|space| space.threads.values_mut()) {
+                    thread.is_told = false;
+                    if let Some(begun) = &mut thread.begun {
+                        begun.depth = 0;
+                    }
+                }
+                self.writer = Some(writer);
+                let story = std::mem::take(&mut self.story);
+                for write in &story {
+                    self.write(write);
+                }
+                self.story = story;
+            }
+            Message::End => {
+                self.look_at_all(true, &|_| ());
+                let written = self.writer.as_ref().map(|writer| (writer.calls(), writer.path().display().to_string()));
+                self.end_trace();
+                if let (Some(figures), Some((calls, path))) = (&self.figures, written) {
+                    figures.tell(match &self.failure {
+                        Some(failure) => failure.to_string(),
+                        None => format!("{calls} calls are in {path}; read it by `trapline report -i {path}`"),
+                    });
+                }
             }
         }
     }
@@ -385,16 +462,20 @@ impl Work {
         let pool = Arc::clone(&space.pool);
         let chunk = pool.chunk(index);
         let sequence = chunk.sequence.load(Ordering::Relaxed);
-        if let std::collections::hash_map::Entry::Vacant(entry) = space.threads.entry(key) {
-            let stream = self.next_stream;
-            self.next_stream += 1;
-            entry.insert(Thread { stream, next_sequence: sequence, begun: None });
+        let next_stream = &mut self.next_stream;
+        let thread = space.threads.entry(key).or_insert_with(|| {
+            *next_stream += 1;
+            Thread { stream: *next_stream - 1, next_sequence: sequence, is_told: false, begun: None }
+        });
+        if !thread.is_told {
+            let stream = thread.stream;
+            thread.is_told = self.writer.is_some();
             let (pid, process) = space.processes.get(&key.0).copied().unwrap_or_default();
             let name = fs::read_to_string(format!("/proc/{pid}/task/{}/comm", key.1)).unwrap_or_default();
             let started_tsc = chunk.opened_tsc.load(Ordering::Relaxed);
             let name = name.trim_end().to_owned();
-            let result = self.writer.stream(&Stream { id: stream, process, tid: key.1, name, started_tsc });
-            self.keep(result);
+            let stream = Stream { id: stream, process, tid: key.1, name, started_tsc };
+            self.write(&|writer| writer.stream(&stream));
         }
         let Some(thread) = space.threads.get_mut(&key) else { return true };
         if thread.begun.is_none() || thread.next_sequence != sequence {
@@ -439,11 +520,13 @@ impl Work {
             false
         };
         if !self.records.is_empty() || lost_before != 0 {
-            let result = self.writer.events(thread.stream, begun.seen_at_tsc, begun.depth, lost_before, &self.records);
+            let (stream, near_tsc, depth) = (thread.stream, begun.seen_at_tsc, begun.depth);
+            let write = |writer: &mut Box<Writer>| writer.events(stream, near_tsc, depth, lost_before, &self.records);
+            let result = self.writer.as_mut().map(write).transpose();
             self.gauge.look(&self.records);
             self.totals.fetch_add(self.records.len() as u64, Ordering::Relaxed);
             begun.records += self.records.len();
-            let result = result.map(|end| begun.depth = end.depth);
+            let result = result.map(|end| begun.depth = end.map_or(begun.depth, |end| end.depth));
             self.keep(result);
         }
         begun.seen_at_tsc = seen_at_tsc;

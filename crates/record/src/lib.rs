@@ -1,6 +1,6 @@
 //! The recorder: launches a program, or joins one that runs, arms its functions, and drains what they record into a trace file.
 //!
-//! Owns [`record`], [`record_running`] and their [`Options`]. Data flows one way:
+//! Owns [`record`], [`record_running`] and their [`Options`]; [`watch`] and [`watch_running`] do the same without a trace, for live [`figures`]. Data flows one way:
 //!
 //! ```text
 //! launch -> tracer (ptrace) -> exec: agent preloaded -> arm: image, stubs, sites -> the target runs
@@ -22,10 +22,12 @@
 
 pub mod agent;
 mod arm;
+mod counters;
 mod divert;
 mod drain;
 mod error;
 mod exec;
+pub mod figures;
 mod frame;
 mod guard;
 mod handing;
@@ -71,8 +73,9 @@ use trapline_trace::{Losses, Meta, Writer};
 
 use crate::{
     arm::{Armory, Coverage},
-    drain::Drain,
+    drain::{Drain, Sink},
     error::Doing,
+    figures::Figures,
     guard::Guard,
     launch::Program,
     sys::{
@@ -171,7 +174,45 @@ pub fn record(command: &[OsString], options: &Options, progress: &Progress) -> R
     let writer = writer(&meta(command, options), options)?;
     let child = spawn::spawn(program.path.as_os_str(), &program.arguments, limit_signal)
         .doing(|| "starting a process".to_owned())?;
-    run(writer, options, progress, |tracer| tracer.run(child))
+    run(Sink::Trace(writer), options, progress, |tracer| tracer.run(child))
+}
+
+/// Runs `command` and counts what its functions do, without recording it, for `figures`. No trace is written, but for [`Order::Record`].
+///
+/// # Errors
+/// If the program cannot be started or traced.
+///
+/// [`Order::Record`]: figures::Order::Record
+pub fn watch(command: &[OsString], options: &Options, figures: &Figures) -> Result<Summary, Error> {
+    let program = Program::find(command)?;
+    let limit_signal = spawn::ignore_file_limit();
+    let child = spawn::spawn(program.path.as_os_str(), &program.arguments, limit_signal)
+        .doing(|| "starting a process".to_owned())?;
+    run(Sink::Figures(figures.clone()), options, &Progress::default(), |tracer| tracer.run(child))
+}
+
+/// Counts what the functions of a process do that runs, and what comes from it, until it ends, this process gets SIGINT, SIGTERM or SIGHUP, it is
+/// [ordered](figures::Order::End), or `duration` has passed; then leaves it as it was.
+///
+/// # Errors
+/// If the process cannot be counted in: nothing of it was changed then.
+pub fn watch_running(
+    pid: i32,
+    duration: Option<Duration>,
+    options: &Options,
+    figures: &Figures,
+) -> Result<Summary, Error> {
+    if let Some(reason) = refusal::examine(pid)
+        .or_else(|| refusal::examine_for_counters(pid))
+        .or_else(|| machine::code_can_be_changed().err())
+    {
+        return Err(Error::NotAttachable { pid, reason });
+    }
+    spawn::ignore_file_limit();
+    // Before there are other threads.
+    let guard = Guard::start().doing(|| "starting a process".to_owned())?;
+    let sink = Sink::Figures(figures.clone());
+    run(sink, options, &Progress::default(), |tracer| tracer.run_attached(pid, duration, guard))
 }
 
 /// Records a process that runs, and what comes from it, until it ends, this process gets SIGINT, SIGTERM or SIGHUP, or `duration` has passed; then leaves
@@ -195,17 +236,17 @@ pub fn record_running(
     let writer = writer(&meta(&command, options), options)?;
     // Before there are other threads.
     let guard = Guard::start().doing(|| "starting a process".to_owned())?;
-    run(writer, options, progress, |tracer| tracer.run_attached(pid, duration, guard))
+    run(Sink::Trace(writer), options, progress, |tracer| tracer.run_attached(pid, duration, guard))
 }
 
-fn writer(meta: &Meta, options: &Options) -> Result<Writer, Error> {
+fn writer(meta: &Meta, options: &Options) -> Result<Box<Writer>, Error> {
     let mut writer = Writer::create(&options.output, meta)?;
     writer.calibration(&[clock_point()])?;
-    Ok(writer)
+    Ok(Box::new(writer))
 }
 
 fn run(
-    writer: Writer,
+    sink: Sink,
     options: &Options,
     progress: &Progress,
     work: impl FnOnce(Tracer<'_>) -> Result<(Outcome, Armory), Error>,
@@ -215,8 +256,11 @@ fn run(
     let waker = inbox.waker().doing(|| "taking over signals".to_owned())?;
     #[cfg(target_arch = "x86_64")]
     let patch_waker = inbox.waker().doing(|| "taking over signals".to_owned())?;
+    if let Sink::Figures(figures) = &sink {
+        figures.wakes(inbox.waker().doing(|| "taking over signals".to_owned())?);
+    }
     let (tell, changed) = mpsc::channel();
-    let drain = Drain::start(writer, options.on_full, Arc::clone(&progress.0), move |space| {
+    let drain = Drain::start(sink, options.on_full, Arc::clone(&progress.0), move |space| {
         // The tracer is gone when everything has ended.
         if tell.send(space).is_ok() {
             waker.wake();
@@ -232,7 +276,6 @@ fn run(
     #[cfg(target_arch = "x86_64")]
     let tracer = tracer.with_jobs(jobs);
     let outcome = work(tracer);
-    drain.write(|writer| writer.calibration(&[clock_point()]));
     let finished = drain.finish();
     let (outcome, armory) = outcome?;
     let (status, signal) = match outcome.status {
@@ -254,6 +297,12 @@ fn run(
         stops: outcome.stops,
         left: outcome.left,
     })
+}
+
+/// Keeps the calling thread from getting the signals that the recorder hears, which are the process's. For threads beside the one that records.
+pub fn leave_signals_to_the_recorder() {
+    // An error means that there is no such thing as a set of signals.
+    let _ = spawn::block_signals();
 }
 
 /// Ends this process by the signal that ended the program, if one did, so that whoever waits for us sees what it would have seen. Dumps no core.

@@ -25,6 +25,7 @@ use trapline_trace::Load;
 
 use crate::{
     arm::KnownModule,
+    counters::Counters,
     divert::Undiverted,
     handing,
     inject::{Gadgets, ThreadRoom},
@@ -173,6 +174,10 @@ pub(crate) struct Space {
     /// Where the agent is.
     pub(crate) agent: AgentAt,
     pool_at: Addr,
+    /// Where it counts, if it is to count and not to record.
+    pub(crate) counters: Option<Arc<Counters>>,
+    /// Where these are mapped, or will be.
+    pub(crate) counters_place: Option<AddrRange>,
     /// What is armed.
     pub(crate) loaded: Vec<Loaded>,
     /// Whether the C library's functions that can switch a sandbox on lead to the agent.
@@ -202,6 +207,8 @@ impl Space {
             pool: None,
             agent,
             pool_at: Addr::default(),
+            counters: None,
+            counters_place: None,
             loaded: Vec::new(),
             is_sandbox_hooked: false,
             forbidden: 0,
@@ -222,6 +229,8 @@ impl Space {
             pool: None,
             agent: self.agent,
             pool_at: self.pool_at,
+            counters: None,
+            counters_place: self.counters_place,
             loaded: self.loaded.clone(),
             is_sandbox_hooked: self.is_sandbox_hooked,
             forbidden: self.forbidden,
@@ -263,7 +272,16 @@ impl Space {
         Ok(AddrRange::new(Addr::new(hole.value().next_multiple_of(stride)), pool.len_bytes()))
     }
 
-    /// Maps `pool` at this [place](Self::place_pool), or where the old one is, and tells the agent. The thread is stopped.
+    /// Decides where the counters are to be mapped for the first time, if there are any: in a hole between these mappings.
+    pub(crate) fn place_counters(&mut self, mappings: &[Mapping]) -> io::Result<()> {
+        let Some(counters) = &self.counters else { return Ok(()) };
+        let hole = maps::find_room(mappings, counters.len_bytes());
+        let hole = hole.ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
+        self.counters_place = Some(AddrRange::new(hole, counters.len_bytes()));
+        Ok(())
+    }
+
+    /// Maps `pool` at this [place](Self::place_pool), or where the old one is, and the counters, if there are any, and tells the agent. The thread is stopped.
     pub(crate) fn map_pool(
         &mut self,
         remote: &mut Remote,
@@ -280,11 +298,37 @@ impl Space {
         };
         self.mapped.extend(place);
         self.pool_at = mapping.make(remote, memory)?;
+        if let Some(counters) = self.counters.clone() {
+            self.map_counters(remote, memory, &counters)?;
+        }
         memory.write_word(self.agent.config.after(offset_of!(Config, pool)), self.pool_at.value())
     }
 
-    /// Tells the agent that there is no pool.
+    fn map_counters(&mut self, remote: &mut Remote, memory: &Memory, counters: &Counters) -> io::Result<()> {
+        let Some(place) = self.counters_place else { return Ok(()) };
+        let is_first = !self.mapped.contains(&place);
+        let mapping = SharedMapping {
+            descriptor: counters.descriptor(),
+            at: place.start,
+            len_bytes: place.len_bytes(),
+            protection: libc::PROT_READ | libc::PROT_WRITE,
+            flags: libc::MAP_NORESERVE | if is_first { libc::MAP_FIXED_NOREPLACE } else { libc::MAP_FIXED },
+        };
+        if is_first {
+            self.mapped.push(place);
+        }
+        let at = mapping.make(remote, memory)?;
+        // A core dump would read all of it, and what is read takes memory. A sandbox is not asked for leave to make this call.
+        if self.forbidden == 0 {
+            let advice = u64::from(libc::MADV_DONTDUMP.cast_unsigned());
+            remote.syscall(libc::SYS_madvise, [at.value(), mapping.len_bytes, advice, 0, 0, 0])?;
+        }
+        memory.write_word(self.agent.config.after(offset_of!(Config, counters)), at.value())
+    }
+
+    /// Tells the agent that there is no pool, and no counters.
     pub(crate) fn forget_pool(&self, memory: &Memory) -> io::Result<()> {
+        memory.write_word(self.agent.config.after(offset_of!(Config, counters)), 0)?;
         memory.write_word(self.agent.config.after(offset_of!(Config, pool)), 0)
     }
 

@@ -9,6 +9,7 @@ mod attach;
 #[cfg(target_arch = "x86_64")]
 mod patch;
 mod stop;
+mod switch;
 mod task;
 
 use std::{
@@ -25,6 +26,7 @@ use trapline_trace::{How, Load, Process};
 use crate::{
     Options,
     arm::Armory,
+    counters::Counters,
     drain::{Drain, Message, SpaceId},
     error::{Doing, Error},
     exec::{self, Linkers, NewImage, Report, Untraceable},
@@ -43,6 +45,7 @@ use crate::{
     toggle::Toggler,
 };
 pub use stop::Stops;
+use switch::Off;
 use task::{Lent, Task, status_field};
 pub(crate) use task::{id_inside, thread_group};
 
@@ -89,6 +92,11 @@ pub(crate) struct Tracer<'a> {
     /// Spaces a thread of which waits until new objects are seen to.
     requests: HashMap<Tid, SpaceId>,
     toggler: Option<Toggler>,
+    /// Sites that are switched off by order.
+    off: Vec<Off>,
+    /// What is recorded beside being counted, and how often something was.
+    selection: Vec<u32>,
+    recordings: u64,
     /// First threads that have ended before the others of their processes.
     zombies: HashSet<Tid>,
     /// Signals that people have sent the recorder of a running process.
@@ -135,6 +143,9 @@ impl<'a> Tracer<'a> {
             expected: HashSet::new(),
             requests: HashMap::new(),
             toggler: None,
+            off: Vec::new(),
+            selection: Vec::new(),
+            recordings: 0,
             zombies: HashSet::new(),
             heard: Vec::new(),
             guard: None,
@@ -368,6 +379,7 @@ impl<'a> Tracer<'a> {
         }
         let chunks = self.options.chunks_for(space.agent.mode);
         let pool = Pool::new(chunks, self.options.on_full).map(Arc::new)?;
+        space.counters = self.drain.figures().map(|_| Counters::new().map(Arc::new)).transpose()?;
         let mut remote = Remote::on_errand(tid, &memory, space.agent.errand)?;
         let mapped = space.map_pool(&mut remote, &memory, &pool, None);
         let signals = remote.finish()?;
@@ -378,9 +390,11 @@ impl<'a> Tracer<'a> {
         }
         space.memory = Some(Arc::new(memory));
         space.pool = Some(Arc::clone(&pool));
+        let counters = space.counters.clone();
         for load in space.loads(process) {
             self.drain.write(move |writer| writer.load(&load));
         }
+        self.count_in(id, counters.as_ref());
         self.drain.tell(Message::Pool(id, pool));
         self.drain.tell(Message::Process { space: id, pid_inside, pid: tid, process });
         self.tell_guard(id, tid);
@@ -477,30 +491,6 @@ impl<'a> Tracer<'a> {
         }
     }
 
-    fn is_at_poked_site(&self, tid: Tid) -> bool {
-        let space = self.tasks.get(&tid).and_then(|task| task.space).and_then(|space| self.spaces.get(&space));
-        let (Some(toggler), Some(space)) = (&self.toggler, space) else { return false };
-        ptrace::is_breakpoint(tid).unwrap_or(false) && toggler.rewound(tid, space)
-    }
-
-    fn toggle(&mut self) {
-        let Some(toggler) = &mut self.toggler else { return };
-        let tasks: Vec<Tid> = self.tasks.keys().copied().collect();
-        if let Err(error) = toggler.toggle_if_due(&self.spaces, &tasks) {
-            self.note_failure(self.main, &error);
-        }
-    }
-
-    /// Prepares a memory for toggling, if that is wanted; the task is stopped.
-    fn add_helper(&mut self, tid: Tid, id: SpaceId) -> Vec<i32> {
-        let (Some(toggler), Some(space)) = (&mut self.toggler, self.spaces.get(&id)) else { return Vec::new() };
-        let added = toggler.add(id, tid, space.agent.syscall_insn);
-        added.unwrap_or_else(|error| {
-            self.note_failure(tid, &error);
-            Vec::new()
-        })
-    }
-
     /// The dynamic linker has made the system call that we put there.
     fn loader_reports(&mut self, tid: Tid) {
         let image = self.tasks.get_mut(&tid).and_then(|task| task.loading.take());
@@ -542,6 +532,7 @@ impl<'a> Tracer<'a> {
         let id = SpaceId(self.next_space);
         self.next_space += 1;
         if let Some(pool) = &space.pool {
+            self.count_in(id, space.counters.as_ref());
             self.drain.tell(Message::Pool(id, Arc::clone(pool)));
             self.drain.tell(Message::Process { space: id, pid_inside, pid: tid, process });
         }
@@ -556,6 +547,7 @@ impl<'a> Tracer<'a> {
 
     /// Stops the threads that wait until we have looked at their processes' new objects.
     fn see_to_requests(&mut self) {
+        self.see_to_orders();
         while let Ok(id) = self.changed.try_recv() {
             let Some(space) = self.spaces.get(&id) else { continue };
             if self.is_leaving {
@@ -643,6 +635,9 @@ impl<'a> Tracer<'a> {
             }
             self.let_go(id);
         } else {
+            if let Some(figures) = self.drain.figures() {
+                figures.ended(id, Some(task.tid_inside));
+            }
             self.drain.tell(Message::ThreadEnded { space: id, tid_inside: task.tid_inside });
         }
     }

@@ -105,6 +105,21 @@ pub(crate) fn find_hole(mode: Mode, mappings: &[Mapping], near: AddrRange, len_b
         .map(Addr::new)
 }
 
+/// A place for memory that nobody needs to reach from anywhere, and that is too large to lie where others look for a place: the highest hole that has the room, far below its end.
+pub(crate) fn find_room(mappings: &[Mapping], len_bytes: u64) -> Option<Addr> {
+    const DISTANCE_BYTES: u64 = 4 * REACH_BYTES;
+    let ends = mappings.iter().map(|mapping| mapping.range.end.value());
+    let starts = mappings.iter().map(|mapping| mapping.range.start.value());
+    let holes = std::iter::once(LOWEST).chain(ends).zip(starts);
+    let places = holes.filter_map(|(start, end)| {
+        // Above that are the kernel's.
+        let end = end.min(1 << 47);
+        let at = end.checked_sub(DISTANCE_BYTES)?.checked_sub(len_bytes)?;
+        (at >= start.checked_add(DISTANCE_BYTES)?).then_some(at & !4095)
+    });
+    places.max().map(Addr::new)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -112,6 +127,15 @@ mod tests {
     fn mapping(start: u64, end: u64) -> Mapping {
         let range = AddrRange { start: Addr::new(start), end: Addr::new(end) };
         Mapping { range, is_executable: true, is_private_memory: false, offset: 0, inode: 0, path: PathBuf::new() }
+    }
+
+    #[test]
+    fn room_is_found_in_the_highest_hole_that_has_it_and_out_of_the_way() {
+        let mappings = [mapping(0x5555_0000_0000, 0x5555_0001_0000), mapping(0x7f00_0000_0000, 0x7f00_0001_0000)];
+        let len_bytes = 1 << 37;
+        let at = find_room(&mappings, len_bytes).unwrap();
+        assert!(at.value() > 0x5555_0001_0000 && at.value() + len_bytes + 2 * REACH_BYTES < 0x7f00_0000_0000);
+        assert_eq!(find_room(&mappings, 1 << 47), None);
     }
 
     #[test]

@@ -6,12 +6,16 @@ use std::{
     ffi::CStr,
     fs::File,
     io::{self, Write},
+    ops::Range,
     os::fd::{AsRawFd, FromRawFd, RawFd},
     ptr::NonNull,
     sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering},
 };
 
-use trapline_abi::pool::{ChunkHeader, PoolHeader};
+use trapline_abi::{
+    counters::CountersHeader,
+    pool::{ChunkHeader, PoolHeader},
+};
 
 use super::check;
 
@@ -136,12 +140,52 @@ impl SharedMemory {
         unsafe { &*self.at::<ChunkHeader>(offset) }
     }
 
+    /// The counters' header.
+    pub(crate) fn counters_header(&self) -> &CountersHeader {
+        // SAFETY: as in `header`.
+        unsafe { &*self.at::<CountersHeader>(0) }
+    }
+
+    /// The parts between two offsets that somebody has written to, by whole pages. To read anything else would have it take memory.
+    pub(crate) fn written(&self, range: Range<usize>) -> Vec<Range<usize>> {
+        let seek = |from: usize, whence: libc::c_int| {
+            // SAFETY: plain numbers.
+            let found = unsafe { libc::lseek64(self.file.as_raw_fd(), in_file(from), whence) };
+            // An error means that there is nothing behind it.
+            usize::try_from(found).ok()
+        };
+        let (mut parts, mut at) = (Vec::new(), range.start);
+        while let Some(start) = seek(at, libc::SEEK_DATA).filter(|start| *start < range.end) {
+            let end = seek(start, libc::SEEK_HOLE).unwrap_or(range.end).min(range.end);
+            parts.push(start..end);
+            at = end;
+            if at >= range.end {
+                break;
+            }
+        }
+        parts
+    }
+
+    /// Makes whole pages zero again, which take no memory then.
+    pub(crate) fn clear(&self, range: Range<usize>) -> io::Result<()> {
+        let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+        let (start, len_bytes) = (in_file(range.start), in_file(range.len()));
+        // SAFETY: plain numbers.
+        check(unsafe { libc::fallocate64(self.file.as_raw_fd(), mode, start, len_bytes) }.into())?;
+        Ok(())
+    }
+
     /// Words from `offset` in bytes on.
     pub(crate) fn words(&self, offset: usize, count: usize) -> &[AtomicU64] {
         assert!(offset + count * 8 <= self.len_bytes, "outside of the shared memory");
         // SAFETY: (1) `at` checks the first word, the line above the others; (2) atomics of all bits.
         unsafe { std::slice::from_raw_parts(self.at::<AtomicU64>(offset), count) }
     }
+}
+
+/// An offset, as system calls want it.
+fn in_file(offset: usize) -> libc::off64_t {
+    libc::off64_t::try_from(offset).unwrap_or(libc::off64_t::MAX)
 }
 
 impl Drop for SharedMemory {

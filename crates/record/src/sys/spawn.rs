@@ -229,17 +229,23 @@ const FROM_THE_TERMINAL: [i32; 2] = [libc::SIGINT, libc::SIGQUIT];
 /// Signals that are passed on to a program that was launched.
 const PASSED_ON: [i32; 2] = [libc::SIGTERM, libc::SIGHUP];
 
+/// Blocks the recorder's signals in the calling thread, and tells which they are.
+pub(crate) fn block_signals() -> io::Result<libc::sigset_t> {
+    // SAFETY: plain numbers, for which zero is a value.
+    let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
+    for signal in FROM_THE_TERMINAL.into_iter().chain(PASSED_ON).chain([libc::SIGCHLD]) {
+        // SAFETY: the set outlives the call.
+        unsafe { libc::sigaddset(&raw mut set, signal) };
+    }
+    // SAFETY: the set outlives the call.
+    check(unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) }.into())?;
+    Ok(set)
+}
+
 impl Inbox {
     /// Takes over the recorder's signals. Call after [`spawn`], so that the program keeps its own.
     pub(crate) fn new() -> io::Result<Self> {
-        // SAFETY: plain numbers, for which zero is a value.
-        let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
-        for signal in FROM_THE_TERMINAL.into_iter().chain(PASSED_ON).chain([libc::SIGCHLD]) {
-            // SAFETY: the set outlives the call.
-            unsafe { libc::sigaddset(&raw mut set, signal) };
-        }
-        // SAFETY: the set outlives the call.
-        check(unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) }.into())?;
+        let set = block_signals()?;
         // SAFETY: the set outlives the call.
         let signals = unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
         check(signals.into())?;

@@ -16,7 +16,7 @@ use std::{
 };
 
 use trapline_abi::agent::INJECTED_THREAD_OFFSET;
-use trapline_engine::{Addr, AddrRange};
+use trapline_engine::{Addr, AddrRange, Mode};
 use trapline_image::Write;
 use trapline_process::quiesce::{How as Tie, OtherProcess, RangeSet, ThreadRegisters};
 use trapline_trace::How;
@@ -27,6 +27,7 @@ use super::{
 };
 use crate::{
     arm::{self, Armory},
+    counters::Counters,
     drain::{Message, SpaceId},
     error::{Doing, Error},
     exec::{self, NewImage, Untraceable},
@@ -42,6 +43,10 @@ use crate::{
     sys::{Tid, maps, memory::Memory, ptrace, spawn, threads_of, width},
     text,
 };
+
+/// Why nobody counts in a 32-bit program.
+const NARROW: &str =
+    "it is a 32-bit program, whose address space has no room for counters; record it instead, by `trapline record`";
 
 /// How long threads may take to stand still, the first time and at most.
 const PATIENCE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
@@ -77,7 +82,13 @@ impl Plan {
     fn planned(&self) -> impl Iterator<Item = AddrRange> {
         let room = self.space.room.as_ref().map(|room| room.range);
         let areas = self.pending.iter().flat_map(Pending::planned);
-        self.layout.ranges(self.base).into_iter().chain(room).chain([self.pool_place]).chain(areas)
+        self.layout
+            .ranges(self.base)
+            .into_iter()
+            .chain(room)
+            .chain([self.pool_place])
+            .chain(self.space.counters_place)
+            .chain(areas)
     }
 }
 
@@ -120,13 +131,17 @@ impl Tracer<'_> {
                     #[cfg(target_arch = "x86_64")]
                     self.see_to_patches();
                     self.toggle();
+                    if !self.heard.is_empty() {
+                        break;
+                    }
                     let left = until.saturating_duration_since(Instant::now());
                     if left.is_zero() {
                         break;
                     }
                     let patience = self.toggler.as_ref().map_or(left, |toggler| toggler.wait().min(left));
                     let patience = patience + Duration::from_millis(1);
-                    self.heard = self.inbox.wait(patience).doing(|| "waiting for the program".to_owned())?;
+                    let came = self.inbox.wait(patience).doing(|| "waiting for the program".to_owned())?;
+                    self.heard.extend(came);
                 }
                 // No thread is left.
                 Err(_) => break,
@@ -220,6 +235,9 @@ impl Tracer<'_> {
     fn plan(&mut self, process: u32) -> Result<Plan, Untraceable> {
         let tid = self.some_thread(process)?;
         let mode = width::mode_of_program(tid);
+        if mode == Mode::Bits32 && self.drain.figures().is_some() {
+            return Err(Untraceable(NARROW.to_owned()));
+        }
         let memory = Arc::new(Memory::open(tid)?);
         let mappings = maps::read(tid)?;
         let objects = code_of(&mappings);
@@ -243,6 +261,7 @@ impl Tracer<'_> {
         let mut space = Space::new(agent);
         space.memory = Some(memory);
         let pool = Arc::new(Pool::new(self.options.chunks_for(mode), self.options.on_full)?);
+        space.counters = self.drain.figures().map(|_| Counters::new().map(Arc::new)).transpose()?;
         space.room = Some(room);
         space.gadgets = Some(gadgets);
         self.armory.prepare_modules(&mut pending, tid, process, &mut space, self.options, self.drain)?;
@@ -253,13 +272,16 @@ impl Tracer<'_> {
         pending.assemble()?;
         let pool_place = space.place_pool(&pool, pending.mappings())?;
         space.pool = Some(pool);
+        space.place_counters(pending.mappings())?;
         let id = SpaceId(self.next_space);
         self.next_space += 1;
         if let Some(guard) = &self.guard {
             let areas: Vec<AddrRange> = pending.planned().collect();
             let room = space.room.as_ref().map(|room| room.range);
             let code = [&[layout.code(base)], &areas[..]].concat();
-            let mapped = [&layout.ranges(base)[..], room.as_slice(), &[pool_place], &areas].concat();
+            let mapped =
+                [&layout.ranges(base)[..], room.as_slice(), &[pool_place], space.counters_place.as_slice(), &areas]
+                    .concat();
             let of_unwinders: Vec<Write> =
                 space.stubs.values().flat_map(|stubs| &stubs.of_unwinders).copied().collect();
             let writes = pending.edits().iter().filter(|edit| !of_unwinders.contains(edit)).copied().collect();
@@ -352,6 +374,7 @@ impl Tracer<'_> {
         let mut space = plan.space;
         space.tasks = threads.len();
         if let Some(pool) = &space.pool {
+            self.count_in(id, space.counters.as_ref());
             self.drain.tell(Message::Pool(id, Arc::clone(pool)));
             let pid_inside = id_inside(pid);
             self.drain.tell(Message::Process { space: id, pid_inside, pid, process });
@@ -428,6 +451,9 @@ impl Tracer<'_> {
 
     /// Nobody uses a memory any more, or it is left.
     pub(super) fn let_go(&self, id: SpaceId) {
+        if let Some(figures) = self.drain.figures() {
+            figures.ended(id, None);
+        }
         self.drain.tell(Message::SpaceEnded(id));
         if let Some(guard) = &self.guard {
             guard.let_go(id);

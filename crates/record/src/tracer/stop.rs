@@ -29,6 +29,8 @@ pub(super) enum Crowd {
     Space(SpaceId),
     /// One thread.
     Thread(Tid),
+    /// Those of all processes that are traced.
+    All,
 }
 
 impl Crowd {
@@ -37,6 +39,7 @@ impl Crowd {
             Self::Thread(one) => tid == one,
             Self::Process(process) => task.process == process,
             Self::Space(space) => task.space == Some(space),
+            Self::All => task.space.is_some(),
         }
     }
 }
