@@ -131,6 +131,13 @@ const NEEDS: &[Need] = &[
         remedy: Remedy::DebianPackage("sqlite3"),
     },
     Need {
+        name: "tmux",
+        used_for: "to draw `trapline top` on a terminal",
+        only_i686: false,
+        probe: Probe::Succeeds("tmux -V"),
+        remedy: Remedy::DebianPackage("tmux"),
+    },
+    Need {
         name: "python3",
         used_for: "to record it",
         only_i686: false,

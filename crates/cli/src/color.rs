@@ -40,6 +40,12 @@ pub(crate) fn choose(choice: ColorChoice) {
     IN_MESSAGES.store(decide(AutoStream::choice(&stderr())), Ordering::Relaxed);
 }
 
+/// Whether standard output has colours.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn has_output() -> bool {
+    IN_OUTPUT.load(Ordering::Relaxed)
+}
+
 /// Of a line above others, on standard output.
 pub(crate) fn heading() -> Style {
     wanted(&IN_OUTPUT, Style::new().bold())

@@ -44,7 +44,7 @@ impl Teller {
             verb = verb.find_subcommand(word).unwrap_or(verb);
         }
         let knows_json = verb.get_arguments().any(|argument| argument.get_long() == Some("json"));
-        Self { is_json: is_json && knows_json, runs_program: verb.get_name() == "record" }
+        Self { is_json: is_json && knows_json, runs_program: matches!(verb.get_name(), "record" | "top") }
     }
 
     /// Whether JSON was asked for.

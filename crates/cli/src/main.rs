@@ -4,7 +4,7 @@
 //! what to do next. Data goes to standard output, everything else to standard error.
 //!
 //! Exit status: 0 all is well; 1 the answer is bad (calls were missed, something cannot be recorded); 2 the command cannot be carried out as it was given; 3 something
-//! failed on the way. `record` has the status of the program that it ran, and 125 instead of 2 and 3. `docs/command-line.md` tells it to users.
+//! failed on the way. `record` and `top` have the status of the program that they ran, and 125 instead of 2 and 3. `docs/command-line.md` tells it to users.
 #![forbid(unsafe_code)]
 
 mod cargo;
@@ -34,6 +34,8 @@ mod shell;
 #[cfg(target_arch = "x86_64")]
 mod sql;
 mod stress;
+#[cfg(target_arch = "x86_64")]
+mod top;
 
 use std::{env::args_os, ffi::OsString, process::ExitCode};
 
@@ -99,6 +101,8 @@ enum Verb {
     #[cfg(target_arch = "x86_64")]
     Sql(sql::Arguments),
     Stress(stress::Arguments),
+    #[cfg(target_arch = "x86_64")]
+    Top(top::Arguments),
 }
 
 impl Verb {
@@ -119,6 +123,8 @@ impl Verb {
     fn has_program(&self) -> bool {
         match self {
             Self::Record(arguments) => arguments.has_program(),
+            #[cfg(target_arch = "x86_64")]
+            Self::Top(arguments) => arguments.has_program(),
             _ => false,
         }
     }
@@ -206,6 +212,8 @@ fn run(verb: &Verb) -> anyhow::Result<Outcome> {
         #[cfg(target_arch = "x86_64")]
         Verb::Sql(arguments) => sql::run(arguments),
         Verb::Stress(arguments) => stress::run(arguments),
+        #[cfg(target_arch = "x86_64")]
+        Verb::Top(arguments) => top::run(arguments),
     }
 }
 

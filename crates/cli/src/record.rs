@@ -124,17 +124,19 @@ impl From<OnFull> for trapline_record::OnFull {
     }
 }
 
-const NOT_EXECUTABLE: u8 = 126;
-const NOT_FOUND: u8 = 127;
+/// A program that is there, and cannot be executed, as shells have it.
+pub(crate) const NOT_EXECUTABLE: u8 = 126;
+/// A program that is not there.
+pub(crate) const NOT_FOUND: u8 = 127;
 
 /// Chunks of the pool in a mebibyte.
-const CHUNKS_PER_MIB: usize = (1 << 20) / trapline_record::CHUNK_BYTES;
+pub(crate) const CHUNKS_PER_MIB: usize = (1 << 20) / trapline_record::CHUNK_BYTES;
 
 /// Runs the program.
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
     let options = Options {
         output: arguments.output.clone(),
-        functions: filter(arguments),
+        functions: selection(&arguments.functions, &arguments.except),
         libraries: arguments.libraries.clone(),
         returns: !arguments.no_returns,
         max_depth: arguments.depth,
@@ -183,16 +185,18 @@ fn seconds(text: &str) -> Result<Duration, String> {
     Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
 }
 
-fn failed(error: &Error, status: u8) -> Outcome {
+/// Tells why a program was not run.
+pub(crate) fn failed(error: &Error, status: u8) -> Outcome {
     eprintln!("trapline: {error}");
     Outcome::Program(status)
 }
 
-fn filter(arguments: &Arguments) -> Filter {
-    let mut wanted = arguments.functions.iter();
+/// The functions that these globs name, or all, without those that the others name.
+pub(crate) fn selection(functions: &[String], except: &[String]) -> Filter {
+    let mut wanted = functions.iter();
     let first = wanted.next().map_or_else(Filter::all, |glob| Filter::name(glob));
     let wanted = wanted.fold(first, |filter, glob| filter.or_name(glob));
-    arguments.except.iter().fold(wanted, |filter, glob| filter.except(glob))
+    except.iter().fold(wanted, |filter, glob| filter.except(glob))
 }
 
 fn toggle(arguments: &Arguments) -> Option<Toggle> {
@@ -220,6 +224,7 @@ fn with_progress<T>(arguments: &Arguments, progress: &Progress, work: impl FnOnc
     let (done, is_done) = channel::<()>();
     let shown = progress.clone();
     let shower = thread::spawn(move || {
+        trapline_record::leave_signals_to_the_recorder();
         let start = Instant::now();
         let mut wait = FIRST;
         while is_done.recv_timeout(wait) == Err(RecvTimeoutError::Timeout) {
@@ -239,7 +244,7 @@ fn with_progress<T>(arguments: &Arguments, progress: &Progress, work: impl FnOnc
 }
 
 /// A count with at most four digits.
-fn short(count: u64) -> String {
+pub(crate) fn short(count: u64) -> String {
     #[expect(clippy::cast_precision_loss, reason = "for people")]
     let scaled = |divisor: u64, unit: &str| format!("{:.1}{unit}", count as f64 / divisor as f64);
     match count {
@@ -293,7 +298,8 @@ fn tell(summary: &Summary, arguments: &Arguments) {
     }
 }
 
-fn tell_untraced(summary: &Summary) {
+/// What could not be traced, or taken back.
+pub(crate) fn tell_untraced(summary: &Summary) {
     for left in &summary.left {
         eprintln!("[trapline: {left}]");
     }

@@ -175,6 +175,28 @@ fn a_hundred_thousand_functions() {
 }
 
 #[test]
+fn processes_that_are_counted_are_left_as_they_were() {
+    for (what, function, own) in [("calls", "\"leaf\"", Own::Nothing), ("throws", "\"thrower(int", Own::Memory)] {
+        let target = Target::start(&ATTACHED, &[what, "4"]);
+        let before = target.snapshot();
+        // On a machine that does other things, it may call nothing for a while.
+        let (mut rounds, deadline) = (0, Instant::now() + run::PATIENCE);
+        while rounds < 3 {
+            let pid = target.pid.to_string();
+            let options = ["top", "--batch", "--json", "--delay", "0.1", "-n", "2", "-p", &pid];
+            let words = [trapline::path().as_os_str()].into_iter().chain(options.iter().map(AsRef::as_ref));
+            let outcome = Command::new(words, target.scratch.path()).run();
+            assert_eq!((outcome.end, outcome.error_text()), (End::Status(0), String::new()), "{what}");
+            assert_eq!(outcome.text().lines().count(), 2, "{}", outcome.text());
+            rounds += u32::from(outcome.text().contains(function));
+            target.assert_left(&before, own, what);
+            assert!(Instant::now() < deadline, "{what}: {}", outcome.text());
+        }
+        target.finish();
+    }
+}
+
+#[test]
 fn threads_that_block_all_signals() {
     check(&ATTACHED, &["blocked", "4"], Own::Nothing, &[]);
 }
