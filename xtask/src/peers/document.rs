@@ -81,7 +81,7 @@ impl Results {
 
     /// Whether each of trapline's own figures is there.
     pub(super) fn is_ours_whole(&self) -> bool {
-        let is_ours = |tool: Tool| matches!(tool, Tool::Trapline | Tool::Floor | Tool::Nobody);
+        let is_ours = |tool: Tool| matches!(tool, Tool::Trapline | Tool::Top | Tool::Floor | Tool::Nobody);
         let rows = self.one_thread.rows.iter().chain(&self.two_threads.rows);
         rows.filter(|(row, _)| is_ours(row.tool)).all(|(_, figures)| figures.is_ok())
             && self.starts.iter().filter(|start| start.title.starts_with("trapline")).all(|start| start.ms.is_ok())
@@ -164,6 +164,8 @@ impl Results {
                 goal(&what, 1.3, ours.and_then(|ours| ours.to_floor), " times", &note);
             }
         }
+        let counted = self.figures(Tool::Top, Events::Pair, Stock).and_then(|counted| counted.to_floor);
+        goal("counted by `trapline top` at most 1.3 times the floor of entry and exit", 1.3, counted, " times", "");
         if let Some(theirs) = self.figures(Tool::Uftrace, Events::Pair, Fentry) {
             let of_theirs = |ours: Option<Figures>| ours.map(|ours| ours.cost_ns / theirs.cost_ns);
             let floor = of_theirs(self.figures(Tool::Floor, Events::Pair, FloorPair));

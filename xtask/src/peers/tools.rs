@@ -84,7 +84,7 @@ fn set_up(peer: Tool) -> Result<String> {
             }
             Ok(version()?.trim().to_owned())
         }
-        Tool::Nobody | Tool::Floor | Tool::Trapline => Ok(String::new()),
+        Tool::Nobody | Tool::Floor | Tool::Trapline | Tool::Top => Ok(String::new()),
     }
 }
 

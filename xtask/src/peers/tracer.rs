@@ -22,6 +22,8 @@ pub(super) enum Tool {
     Floor,
     /// trapline.
     Trapline,
+    /// trapline, which counts and does not record.
+    Top,
     /// uftrace.
     Uftrace,
     /// LLVM's `XRay`.
@@ -42,6 +44,7 @@ impl Tool {
             Self::Nobody => "nobody",
             Self::Floor => "floor",
             Self::Trapline => "trapline",
+            Self::Top => "top",
             Self::Uftrace => "uftrace",
             Self::Xray => "xray",
             Self::Bpftrace => "bpftrace",
@@ -92,13 +95,13 @@ pub(super) const fn bare(flavour: Flavour) -> Row {
 }
 
 /// All rows, the floors first.
-pub(super) const ROWS: [Row; 31] = {
+pub(super) const ROWS: [Row; 32] = {
     use Events::{Entry, Off, Pair};
     use Flavour::{
         Fentry, FentryNops, FloorEntry, FloorPair, KeptFloorEntry, KeptFloorPair, Narrow, NarrowFloorEntry,
         NarrowFloorPair, Patchable, Sleds, Stock,
     };
-    use Tool::{Bpftrace, Floor, Frida, Nobody, Trapline, Uftrace, Xray};
+    use Tool::{Bpftrace, Floor, Frida, Nobody, Top, Trapline, Uftrace, Xray};
     const RECORD: &str = "trapline record";
     const ENTRIES: &str = "trapline record --no-returns";
     const KEPT: &str = "floor, `__fentry__` kept";
@@ -108,6 +111,7 @@ pub(super) const ROWS: [Row; 31] = {
         row(Floor, KEPT, Pair, KeptFloorPair, &[], 1),
         row(Floor, "floor", Pair, NarrowFloorPair, &[], 1),
         row(Trapline, RECORD, Pair, Stock, &[], 1),
+        row(Top, "trapline top", Pair, Stock, &[], 1),
         row(Trapline, RECORD, Pair, Narrow, &[], 1),
         row(Trapline, RECORD, Pair, Fentry, &[], 1),
         row(Trapline, RECORD, Pair, FentryNops, &[], 1),
@@ -183,6 +187,10 @@ impl Row {
             Tool::Nobody => return Ok(()),
             Tool::Floor => times.records,
             Tool::Trapline => trapline_calls(&ask_trapline(bench)?)?,
+            Tool::Top => {
+                let last = printed.lines().last().context("`trapline top` printed nothing")?;
+                trapline_calls(&serde_json::from_str(last).context("reading what `trapline top` printed")?)?
+            }
             Tool::Uftrace => uftrace_calls(bench, self.events)?,
             Tool::Xray => xray_calls(&ask_xray(bench)?),
             Tool::Bpftrace => bpftrace_calls(&printed, self.events)?,
@@ -214,6 +222,11 @@ impl Row {
             Tool::Trapline => {
                 let mut words = trapline("record", bench);
                 words.extend(["--quiet"].iter().chain(self.options).chain(&["--"]).map(OsString::from));
+                with(words)
+            }
+            Tool::Top => {
+                let mut words: Vec<OsString> = vec![bench.trapline.clone().into()];
+                words.extend(["top", "--batch", "--json", "--"].map(OsString::from));
                 with(words)
             }
             Tool::Uftrace => {
