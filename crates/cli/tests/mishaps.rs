@@ -12,7 +12,7 @@ use std::{
 use common::Directory;
 
 /// Every verb as its words, and its usage behind its name.
-const USAGE: [(&[&str], &str); 21] = [
+const USAGE: [(&[&str], &str); 22] = [
     (&["completions"], " [OPTIONS] <SHELL>"),
     (&["diff"], " [OPTIONS] <BEFORE> <AFTER>"),
     (&["doctor"], " [OPTIONS]"),
@@ -34,6 +34,7 @@ const USAGE: [(&[&str], &str); 21] = [
     (&["report"], " [OPTIONS]"),
     (&["sql"], " [OPTIONS] [QUERY]"),
     (&["stress"], " [OPTIONS]"),
+    (&["top"], " [OPTIONS] [COMMAND]..."),
 ];
 
 /// Command lines, their status, and all that standard error shows. In [`folder`].
@@ -180,7 +181,7 @@ fn an_option_that_there_is_not_is_refused_with_the_usage() {
     for (verb, usage) in USAGE {
         let output = directory.trapline(&[verb, &["--xyzzy"]].concat());
         let told = String::from_utf8_lossy(&output.stderr).into_owned();
-        let status = if verb == ["record"] { 125 } else { 2 };
+        let status = if matches!(verb, ["record" | "top"]) { 125 } else { 2 };
         assert_eq!((output.status.code(), output.stdout.len()), (Some(status), 0), "{verb:?}: {told}");
         assert!(told.starts_with("error: unexpected argument '--xyzzy' found\n\n"), "{verb:?}: {told}");
         assert!(told.contains(&format!("\nUsage: trapline {}{usage}", verb.join(" "))), "{verb:?}: {told}");

@@ -3,7 +3,7 @@
 use std::{
     fs,
     path::Path,
-    process,
+    process, thread,
     time::{Duration, Instant},
 };
 
@@ -93,11 +93,21 @@ fn is_over(path: &Path) -> impl Fn(&str) -> bool + '_ {
     move |screen| path.exists() && screen.trim_end().lines().last().is_some_and(|line| line.starts_with("ready$"))
 }
 
+/// The program that is looked at ends with the test, also where that fails.
+struct Ended(u32);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        run::kill_group(self.0);
+    }
+}
+
 #[test]
 fn it_is_driven_on_a_terminal_and_leaves_it_as_it_was() {
     let scratch = Scratch::new();
     let words = Program::of(&["attached.cpp"]).build(Optimised::Yes, scratch.path());
     let target = run::Command::new(words.iter().cloned().chain(["calls".into(), "2".into()]), scratch.path()).start();
+    let ended = Ended(target.pid);
     run::wait_for(&scratch.join("ready"));
     let terminal = Terminal::new(&scratch);
     let before = terminal.settings("before");
@@ -122,6 +132,7 @@ fn it_is_driven_on_a_terminal_and_leaves_it_as_it_was() {
     terminal.key("Space");
     terminal.wait_for("calls again", |screen| row(screen).contains(" leaf [") && has_calls(screen));
     terminal.key("Escape");
+    terminal.wait_for("all rows", |screen| screen.contains(" deeper ["));
     // Modules, help, another size.
     terminal.key("m");
     terminal.wait_for("modules", |screen| row(screen).contains("attached") && !row(screen).contains('['));
@@ -145,7 +156,18 @@ fn it_is_driven_on_a_terminal_and_leaves_it_as_it_was() {
     run::signal("TERM", number.trim());
     terminal.wait_for("the shell", is_over(&scratch.join("status")));
     assert_eq!(terminal.settings("at_last"), before);
+    // So does a terminal that is closed.
+    fs::remove_file(scratch.join("number")).expect("it is there");
+    terminal.line(&format!("sh -c 'echo $$ > number; exec {command} top -p {}'", target.pid));
+    terminal.wait_for("a row", |screen| screen.contains("[attached"));
+    run::wait_for(&scratch.join("number"));
+    let number = fs::read_to_string(scratch.join("number")).expect("a number");
     drop(terminal);
-    run::kill_group(target.pid);
+    let deadline = Instant::now() + run::PATIENCE;
+    while Path::new("/proc").join(number.trim()).exists() {
+        assert!(Instant::now() < deadline, "it goes on without its terminal");
+        thread::sleep(Duration::from_millis(10));
+    }
+    drop(ended);
     target.finish();
 }

@@ -134,6 +134,12 @@ impl App {
         if key.modifiers.contains(KeyModifiers::CONTROL) && key.code == KeyCode::Char('c') {
             return Some(Wish::Leave);
         }
+        if key.modifiers.contains(KeyModifiers::ALT) {
+            // What a terminal makes of Escape and a key that come together.
+            let _ = self.take(&Event::Key(KeyEvent::from(KeyCode::Esc)), output);
+            let plain = KeyEvent { modifiers: key.modifiers - KeyModifiers::ALT, ..*key };
+            return self.take(&Event::Key(plain), output);
+        }
         match self.mode {
             Mode::Help => self.mode = Mode::Rows,
             Mode::Search => self.take_for_search(key),
@@ -415,7 +421,8 @@ mod tests {
         assert_eq!(press(&mut app, "q"), Some(Wish::Leave));
         press(&mut app, "!");
         assert!(drawn(&mut app, (80, 24))[4].ends_with("main [prog]"));
-        press(&mut app, "m");
+        press(&mut app, "/or$");
+        app.take(&Event::Key(KeyEvent::new(KeyCode::Char('m'), KeyModifiers::ALT)), Path::new("x.data"));
         assert!(drawn(&mut app, (80, 24))[2].ends_with("- prog"));
     }
 

@@ -20,6 +20,10 @@ use ratatui::{
         terminal::{EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode},
     },
 };
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    io::Errno,
+};
 
 use super::{
     Shared,
@@ -80,7 +84,11 @@ impl Screen {
                 self.terminal.draw(|frame| app.draw(frame)).context("drawing on the terminal")?;
             }
             let left = due.saturating_duration_since(Instant::now()).min(AT_LEAST);
-            is_changed = event::poll(left).context("waiting for a key")?;
+            if is_gone(&self.tty, left).context("waiting for a key")? {
+                shared.end();
+                break;
+            }
+            is_changed = event::poll(Duration::ZERO).context("waiting for a key")?;
             if is_changed {
                 match app.take(&event::read().context("reading a key")?, &self.output) {
                     Some(Wish::Leave) => shared.end(),
@@ -108,6 +116,17 @@ impl Screen {
 impl Drop for Screen {
     fn drop(&mut self) {
         give_back(&self.tty);
+    }
+}
+
+/// Waits for a key, or some time. Returns whether the terminal is closed: crossterm reads its end again and again.
+fn is_gone(tty: &File, patience: Duration) -> io::Result<bool> {
+    let mut ready = [PollFd::new(tty, PollFlags::IN)];
+    match poll(&mut ready, Some(&patience.try_into().map_err(io::Error::other)?)) {
+        Ok(_) => Ok(ready[0].revents().intersects(PollFlags::HUP | PollFlags::ERR)),
+        // The terminal has another size.
+        Err(Errno::INTR) => Ok(false),
+        Err(error) => Err(error.into()),
     }
 }
 
