@@ -59,7 +59,7 @@ impl Target {
         words.splice(1..1, arguments.iter().map(Into::into));
         // As long as all recordings may take.
         let patience = run::PATIENCE * 4 + ROUND * u32::try_from(number("TRAPLINE_ATTACHES", ATTACHES)).unwrap_or(0);
-        let running = Command::new(&words, scratch.path()).patience(patience).in_session().start();
+        let running = Command::new(&words, scratch.path()).patience(patience).start();
         run::wait_for(&scratch.join("ready"));
         Self { scratch, pid: running.pid, running: Some(running) }
     }
