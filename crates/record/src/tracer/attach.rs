@@ -54,11 +54,12 @@ const PATIENCE: (Duration, Duration) = (Duration::from_millis(100), Duration::fr
 /// How long it is tried again to come or to leave.
 const PERSISTENCE: Duration = Duration::from_secs(20);
 
-/// How long those who are inside are let go on alone, while all others stand still.
-const NUDGING: Duration = Duration::from_millis(8);
+/// How long those who are inside are let go on alone, while all others stand still; and when that has not been enough for long, as they get no processor.
+const NUDGING: (Duration, Duration) = (Duration::from_millis(8), Duration::from_millis(100));
 
-/// How long each of them goes on, at first and at most: who gets a processor at once is out of the agent long before that.
+/// How long each of them goes on, at first and at most: who gets a processor at once is out of the agent long before that. Then, the same.
 const MOMENT: (Duration, Duration) = (Duration::from_micros(50), Duration::from_micros(400));
+const LONGEST_MOMENT: Duration = Duration::from_millis(10);
 
 /// Between two attempts, the first time and at most.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(200));
@@ -479,7 +480,9 @@ impl Tracer<'_> {
                 return Ok(());
             };
             if let Some(mut still) = self.stop(Crowd::Space(id), patience) {
-                let until = Instant::now() + NUDGING;
+                let is_starved = started.elapsed() > PERSISTENCE / 8;
+                let (nudging, longest) = if is_starved { (NUDGING.1, LONGEST_MOMENT) } else { (NUDGING.0, MOMENT.1) };
+                let until = Instant::now() + nudging;
                 // An error, here and below, means that the process is about to end.
                 let _ = footprint.hold_unwinders(&memory, true);
                 let mut moment = MOMENT.0;
@@ -501,7 +504,7 @@ impl Tracer<'_> {
                     if !self.nudge(&mut still, &tids, moment, until, patience) {
                         break;
                     }
-                    moment = (moment * 2).min(MOMENT.1);
+                    moment = (moment * 2).min(longest);
                 }
                 let _ = footprint.hold_unwinders(&memory, false);
                 self.resume_all(&still);
