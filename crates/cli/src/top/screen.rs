@@ -35,6 +35,9 @@ use super::{
 /// How soon it is noticed that all is over.
 const AT_LEAST: Duration = Duration::from_millis(50);
 
+/// How long keys are waited for that may be there: crossterm does not look if it has no time.
+const MOMENT: Duration = Duration::from_millis(1);
+
 /// Functions of the table that is left behind when the program has ended.
 const LEFT_BEHIND: usize = 15;
 
@@ -88,7 +91,7 @@ impl Screen {
                 shared.end();
                 break;
             }
-            is_changed = event::poll(Duration::ZERO).context("waiting for a key")?;
+            is_changed = event::poll(MOMENT).context("waiting for a key")?;
             if is_changed {
                 match app.take(&event::read().context("reading a key")?, &self.output) {
                     Some(Wish::Leave) => shared.end(),
