@@ -43,6 +43,7 @@ const VERBS: &[&[&str]] = &[
     #[cfg(target_arch = "x86_64")]
     &["sql"],
     &["stress"],
+    #[cfg(target_arch = "x86_64")]
     &["top"],
     &[],
 ];
