@@ -140,12 +140,6 @@ const BEHAVIOUR: &[Step] = &[
         "a 32-bit process that was recorded while it ran is as it was, also where the recorder was killed",
     )
     .i686(),
-    Step::new(
-        "32-bit programs, patched",
-        Action::Command("cargo test -p trapline-testsuite --test patching -- all_four any_order loaded_later", Some(OF_32_BITS)),
-        "patches of a 32-bit program and of its library come and go, and exceptions go through their code; one ends a program that its unwinder was not told of",
-    )
-    .i686(),
 ];
 
 // Nothing from here on is built for release: the tests have built it, and what is proved does not depend on how quick it is.
