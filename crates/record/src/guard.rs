@@ -39,10 +39,9 @@ pub(crate) struct Guard {
 }
 
 const HOLD: u64 = 1;
-const EXTEND: u64 = 2;
-const LET_GO: u64 = 3;
-const DONE: u64 = 4;
-const AMEND: u64 = 5;
+const LET_GO: u64 = 2;
+const DONE: u64 = 3;
+const AMEND: u64 = 4;
 
 /// How long threads may take to stand still.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -72,14 +71,6 @@ impl Guard {
             put_writes(&mut words, writes);
         }
         self.send(HOLD, &words);
-    }
-
-    /// Tells it what was mapped since.
-    pub(crate) fn extend(&self, id: SpaceId, code: &[AddrRange], mapped: &[AddrRange]) {
-        let mut words = vec![u64::from(id.0)];
-        put_ranges(&mut words, code);
-        put_ranges(&mut words, mapped);
-        self.send(EXTEND, &words);
     }
 
     /// Tells it that edits are others now.
@@ -206,12 +197,6 @@ fn watch(mut pipe: File) {
         match kind {
             HOLD => {
                 held.extend(read_held(&mut words).map(|one| (id, one)));
-            }
-            EXTEND => {
-                if let Some(Held { footprint, .. }) = held.get_mut(&id) {
-                    footprint.code = words.ranges();
-                    footprint.mapped = words.ranges();
-                }
             }
             AMEND => {
                 if let Some(Held { footprint, .. }) = held.get_mut(&id) {

@@ -4,7 +4,6 @@
 
 use std::{
     fs, io,
-    num::NonZero,
     path::Path,
     thread,
     time::{Duration, Instant},
@@ -21,7 +20,7 @@ use crate::{
     inject::Gadgets,
     remote::Remote,
     sys::{
-        Tid,
+        Tid, by_processors,
         memory::Memory,
         ptrace::{self, Standing, Stopped},
         spawn::{self, Urgent},
@@ -97,8 +96,7 @@ impl Standstill for Still {
 
     fn let_on(&mut self, tids: &[Tid], moment: Duration, until: Instant) -> io::Result<Option<Tid>> {
         self.before.get_or_insert_with(|| threads_of(self.pid));
-        let at_once = thread::available_parallelism().map_or(1, NonZero::get);
-        for some in tids.chunks(at_once) {
+        for some in by_processors(tids) {
             if Instant::now() > until {
                 break;
             }

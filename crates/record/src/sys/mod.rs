@@ -13,7 +13,7 @@ pub(crate) mod shared;
 pub(crate) mod spawn;
 pub(crate) mod width;
 
-use std::{collections::HashMap, fs, io};
+use std::{collections::HashMap, fs, io, num::NonZero, slice::Chunks, thread};
 
 use trapline_engine::Mode;
 
@@ -24,6 +24,11 @@ pub(crate) type Tid = i32;
 pub(crate) fn threads_of(pid: Tid) -> Vec<Tid> {
     let Ok(entries) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
     entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
+}
+
+/// Threads, as many at a time as there are processors: of more that are let go on for a moment, most would wait all the time for one.
+pub(crate) fn by_processors(tids: &[Tid]) -> Chunks<'_, Tid> {
+    tids.chunks(thread::available_parallelism().map_or(1, NonZero::get))
 }
 
 /// What the kernel told a program when it started (getauxval(3)).

@@ -82,14 +82,30 @@ impl Plan {
     /// Where something of ours will be mapped.
     fn planned(&self) -> impl Iterator<Item = AddrRange> {
         let room = self.space.room.as_ref().map(|room| room.range);
-        let areas = self.pending.iter().flat_map(Pending::planned);
-        self.layout
-            .ranges(self.base)
-            .into_iter()
-            .chain(room)
-            .chain([self.pool_place])
-            .chain(self.space.counters_place)
-            .chain(areas)
+        let places = [self.pool_place].into_iter().chain(self.space.counters_place);
+        self.layout.ranges(self.base).into_iter().chain(room).chain(places).chain(self.areas())
+    }
+
+    /// Where stubs will be.
+    fn areas(&self) -> impl Iterator<Item = AddrRange> {
+        self.pending.iter().flat_map(Pending::planned)
+    }
+
+    /// What is to be undone once it is done.
+    fn footprint(&self) -> Option<Footprint> {
+        let stubs = || self.space.stubs.values();
+        let of_unwinders: Vec<Write> = stubs().flat_map(|stubs| &stubs.of_unwinders).copied().collect();
+        let edits = self.pending.iter().flat_map(Pending::edits);
+        Some(Footprint {
+            agent: self.space.agent,
+            code: [self.layout.code(self.base)].into_iter().chain(self.areas()).collect(),
+            mapped: self.planned().collect(),
+            unwinders: stubs().filter_map(|stubs| stubs.unwinder).collect(),
+            writes: edits.filter(|edit| !of_unwinders.contains(edit)).copied().collect(),
+            of_unwinders,
+            gadgets: self.space.gadgets?,
+            instead: Vec::new(),
+        })
     }
 }
 
@@ -276,23 +292,11 @@ impl Tracer<'_> {
         space.place_counters(pending.mappings())?;
         let id = SpaceId(self.next_space);
         self.next_space += 1;
-        if let Some(guard) = &self.guard {
-            let areas: Vec<AddrRange> = pending.planned().collect();
-            let room = space.room.as_ref().map(|room| room.range);
-            let code = [&[layout.code(base)], &areas[..]].concat();
-            let mapped =
-                [&layout.ranges(base)[..], room.as_slice(), &[pool_place], space.counters_place.as_slice(), &areas]
-                    .concat();
-            let of_unwinders: Vec<Write> =
-                space.stubs.values().flat_map(|stubs| &stubs.of_unwinders).copied().collect();
-            let writes = pending.edits().iter().filter(|edit| !of_unwinders.contains(edit)).copied().collect();
-            let unwinders = space.stubs.values().filter_map(|stubs| stubs.unwinder).collect();
-            let instead = Vec::new();
-            let footprint = Footprint { agent, code, mapped, unwinders, writes, of_unwinders, gadgets, instead };
-            let pid = super::thread_group(tid).unwrap_or(tid);
-            guard.hold(id, pid, &footprint);
+        let plan = Plan { id, pending: Some(pending), space, layout, base, pool_place, objects };
+        if let (Some(guard), Some(footprint)) = (&self.guard, plan.footprint()) {
+            guard.hold(id, super::thread_group(tid).unwrap_or(tid), &footprint);
         }
-        Ok(Plan { id, pending: Some(pending), space, layout, base, pool_place, objects })
+        Ok(plan)
     }
 
     /// A thread of a process whose memory can be read.
@@ -310,7 +314,7 @@ impl Tracer<'_> {
 
     /// Does what was prepared. `Ok(false)` if it is worth to try again, and then nothing was changed: a thread is in the way that will not be there for long.
     fn carry_out(&mut self, threads: &[Tid], plan: &mut Plan, is_last: bool) -> Result<bool, Untraceable> {
-        let Plan { id, pending, space, layout, base, pool_place, .. } = plan;
+        let Plan { pending, space, layout, base, pool_place, .. } = plan;
         let (Some(memory), Some(pool), Some(gadgets)) = (space.memory.clone(), space.pool.clone(), space.gadgets)
         else {
             return Ok(false);
@@ -351,9 +355,6 @@ impl Tracer<'_> {
             return Err(reason);
         }
         requeue(tid, &remote.finish()?);
-        if let Some(guard) = &self.guard {
-            guard.extend(*id, &space.code, &space.mapped);
-        }
         for &tid in threads {
             give_pointer(tid, space, &mut self.tasks)?;
         }

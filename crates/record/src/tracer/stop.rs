@@ -6,7 +6,6 @@
 
 use std::{
     collections::HashMap,
-    num::NonZero,
     time::{Duration, Instant},
 };
 
@@ -14,7 +13,7 @@ use super::{Task, Tracer};
 use crate::{
     drain::SpaceId,
     sys::{
-        Tid,
+        Tid, by_processors,
         ptrace::{self, Stop},
         spawn::{self, Urgent},
     },
@@ -103,8 +102,6 @@ impl Tracer<'_> {
     }
 
     /// Lets some of a crowd go on, each for a moment, while the others stand still. Returns whether all of them have, until then, and stand still again.
-    ///
-    /// They go on as many at a time as there are processors: of more, most would wait all the time for one.
     pub(super) fn nudge(
         &mut self,
         still: &mut Still,
@@ -113,8 +110,7 @@ impl Tracer<'_> {
         until: Instant,
         patience: Duration,
     ) -> bool {
-        let at_once = std::thread::available_parallelism().map_or(1, NonZero::get);
-        tids.chunks(at_once).all(|some| {
+        by_processors(tids).all(|some| {
             if Instant::now() > until {
                 return false;
             }
