@@ -104,7 +104,15 @@ impl Command {
         let pid = child.id();
         let (sender, status) = mpsc::channel();
         thread::spawn(move || sender.send(child.wait()));
-        Running { pid, stdout, stderr, status, deadline: Instant::now() + self.patience, text: self.to_string() }
+        Running {
+            pid,
+            stdout,
+            stderr,
+            status,
+            deadline: Instant::now() + self.patience,
+            text: self.to_string(),
+            is_finished: false,
+        }
     }
 
     /// Runs it to its end: until it has ended and nobody holds its outputs any more, so a daemon that it left behind is waited for as well.
@@ -137,7 +145,7 @@ fn read_all(mut from: impl Read + Send + 'static) -> Receiver<Vec<u8>> {
     receiver
 }
 
-/// A command that runs.
+/// A command that runs. Its process group is killed with this value, unless it was waited for: also where a check fails.
 #[derive(Debug)]
 pub struct Running {
     /// Its process, and its process group.
@@ -147,6 +155,17 @@ pub struct Running {
     status: Receiver<std::io::Result<ExitStatus>>,
     deadline: Instant,
     text: String,
+    is_finished: bool,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if !self.is_finished {
+            kill_group(self.pid);
+            // It writes no more where its folder is removed.
+            let _ = self.status.recv_timeout(PATIENCE);
+        }
+    }
 }
 
 impl Running {
@@ -154,10 +173,11 @@ impl Running {
     ///
     /// # Panics
     /// It takes too long.
-    pub fn finish(self) -> Outcome {
+    pub fn finish(mut self) -> Outcome {
         let status = self.within("an end", &self.status).expect("waiting for a child of ours");
         let stdout = self.within("the end of its standard output", &self.stdout);
         let stderr = self.within("the end of its standard error", &self.stderr);
+        self.is_finished = true;
         Outcome { stdout, stderr, end: End::of(status) }
     }
 
@@ -168,10 +188,7 @@ impl Running {
 
     fn within<T>(&self, what: &str, from: &Receiver<T>) -> T {
         let left = self.deadline.saturating_duration_since(Instant::now());
-        from.recv_timeout(left).unwrap_or_else(|_| {
-            kill_group(self.pid);
-            panic!("`{}` took too long: waited for {what}", self.text)
-        })
+        from.recv_timeout(left).unwrap_or_else(|_| panic!("`{}` took too long: waited for {what}", self.text))
     }
 }
 

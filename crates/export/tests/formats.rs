@@ -1,10 +1,11 @@
 //! What each format says of a small trace whose calls are known. That other tools read it alike is shown by `cargo xtask consumers`, with the tools themselves.
 
+mod common;
+
 use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU32, Ordering},
 };
 
 use serde_json::Value;
@@ -17,28 +18,7 @@ use trapline_trace::{
     },
 };
 
-struct Directory(PathBuf);
-
-impl Directory {
-    fn new() -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        // Relaxed: it only has to be another number each time.
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("trapline-export-{}-{number}", std::process::id()));
-        fs::create_dir_all(&path).expect("a directory for the test");
-        Self(path)
-    }
-
-    fn file(&self, name: &str) -> PathBuf {
-        self.0.join(name)
-    }
-}
-
-impl Drop for Directory {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
+use common::Directory;
 
 const MAIN: u32 = 0;
 const WORK: u32 = 1;

@@ -1,11 +1,8 @@
 //! What the data of a page says of a trace whose calls are known. That the page shows it is proved in a browser, by `cargo xtask pages`.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    path::{Path, PathBuf},
-    sync::atomic::{AtomicU32, Ordering},
-};
+mod common;
+
+use std::{collections::BTreeMap, fs, path::Path};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
@@ -18,24 +15,7 @@ use trapline_trace::{
     },
 };
 
-struct Directory(PathBuf);
-
-impl Directory {
-    fn new() -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        // Relaxed: it only has to be another number each time.
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("trapline-html-{}-{number}", std::process::id()));
-        fs::create_dir_all(&path).expect("a directory for the test");
-        Self(path)
-    }
-}
-
-impl Drop for Directory {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
+use common::Directory;
 
 const NAMES: [&str; 4] = ["main", "work", "leaf</script><b>\"", "stop"];
 
@@ -117,7 +97,7 @@ fn numbers(text: &str, page: u64, offset: u64, len: u64) -> Vec<u64> {
 
 fn page(left_out: Option<u32>, detail: u64) -> (Directory, Page) {
     let directory = Directory::new();
-    let (input, output) = (directory.0.join("t.data"), directory.0.join("t.html"));
+    let (input, output) = (directory.file("t.data"), directory.file("t.html"));
     write_trace(&input, left_out);
     let report = json!({ "functions": NAMES.map(|name| json!({ "name": name })) });
     let info = json!({ "command": ["prog"] });
@@ -168,7 +148,7 @@ impl Page {
 
 /// The same by the calls that every format is made of.
 fn expected(directory: &Directory) -> BTreeMap<usize, (u64, u64)> {
-    let mut calls = Calls::open(&directory.0.join("t.data"), |_| true).expect("a trace");
+    let mut calls = Calls::open(&directory.file("t.data"), |_| true).expect("a trace");
     let mut sums: BTreeMap<usize, (u64, u64)> = BTreeMap::new();
     while let Some(row) = calls.next_call().expect("a call") {
         let site = calls.function(row.function).site;

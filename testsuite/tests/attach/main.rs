@@ -37,19 +37,9 @@ fn number(name: &str, usual: u64) -> u64 {
 
 /// A program that runs.
 struct Target {
+    running: Running,
     scratch: Scratch,
-    /// `None` once it has ended.
-    running: Option<Running>,
     pid: u32,
-}
-
-impl Drop for Target {
-    fn drop(&mut self) {
-        if let Some(running) = self.running.take() {
-            run::kill_group(running.pid);
-            running.finish();
-        }
-    }
 }
 
 impl Target {
@@ -61,7 +51,7 @@ impl Target {
         let patience = run::PATIENCE * 4 + ROUND * u32::try_from(number("TRAPLINE_ATTACHES", ATTACHES)).unwrap_or(0);
         let running = Command::new(&words, scratch.path()).patience(patience).start();
         run::wait_for(&scratch.join("ready"));
-        Self { scratch, pid: running.pid, running: Some(running) }
+        Self { scratch, pid: running.pid, running }
     }
 
     /// The command that records it.
@@ -92,13 +82,13 @@ impl Target {
     }
 
     /// Has it end, and say whether all was right.
-    fn finish(mut self) {
+    fn finish(self) {
         fs::write(self.scratch.join("over"), "").expect("a folder of our own");
         // The others look for the file.
         if ["attached", "many_functions"].iter().any(|name| self.scratch.join(name).exists()) {
             run::signal("TERM", &self.pid.to_string());
         }
-        let outcome = self.running.take().expect("it runs").finish();
+        let outcome = self.running.finish();
         let said = (outcome.end, outcome.text(), outcome.error_text());
         assert_eq!(said, (End::Status(7), "right\n".to_owned(), String::new()));
     }

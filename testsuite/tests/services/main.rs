@@ -24,31 +24,6 @@ use trapline_testsuite::{
 /// Rounds of load before and after.
 const ROUNDS: usize = 5;
 
-/// A service that is killed with this value, if it has not ended.
-struct Service(Option<Running>);
-
-impl Service {
-    fn start(command: &Command) -> Self {
-        Self(Some(command.start()))
-    }
-
-    fn pid(&self) -> u32 {
-        self.0.as_ref().map_or(0, |running| running.pid)
-    }
-
-    fn finish(mut self) -> run::Outcome {
-        self.0.take().expect("it runs").finish()
-    }
-}
-
-impl Drop for Service {
-    fn drop(&mut self) {
-        if let Some(running) = self.0.take() {
-            run::kill_group(running.pid);
-        }
-    }
-}
-
 /// How a process is recorded.
 struct Recording<'a> {
     folder: &'a Path,
@@ -129,8 +104,8 @@ fn check(what: &str, pid: u32, recording: &Recording<'_>, mut load: impl FnMut()
 #[test]
 fn a_change_of_code_is_found() {
     let scratch = Scratch::new();
-    let service = Service::start(&Command::new(["sleep", "1000"], scratch.path()));
-    let pid = service.pid();
+    let service = Command::new(["sleep", "1000"], scratch.path()).start();
+    let pid = service.pid;
     let is_there = || fs::read_to_string(format!("/proc/{pid}/maps")).is_ok_and(|maps| maps.contains("libc.so"));
     run::wait_until(&"sleep", is_there);
     let before = Snapshot::of(pid);

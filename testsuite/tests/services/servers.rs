@@ -15,7 +15,7 @@ use trapline_testsuite::{
     web::get,
 };
 
-use super::{Recording, Service, check, code};
+use super::{Recording, check, code};
 
 /// What a command prints that has to succeed.
 fn text(words: &[&str], folder: &Path) -> String {
@@ -31,7 +31,7 @@ fn redis() {
     // It is told by its name that it is to be a server.
     std::os::unix::fs::symlink("/usr/bin/redis-check-rdb", scratch.join("redis-server")).expect("a folder of our own");
     let words = ["./redis-server", "--port", "0", "--unixsocket", "socket", "--save", "", "--appendonly", "no"];
-    let server = Service::start(&Command::new(words, scratch.path()));
+    let server = Command::new(words, scratch.path()).start();
     wait_for(&scratch.join("socket"));
     let ask = |words: &[&str]| text(&[&["/usr/bin/redis-cli", "-s", "socket"], words].concat(), scratch.path());
     let requests = REQUESTS.to_string();
@@ -43,7 +43,7 @@ fn redis() {
         let count: u64 = ask(&["get", "counter:__rand_int__"]).trim().parse().expect("a count");
         assert_eq!(count, rounds * REQUESTS, "every request counts, and once");
     };
-    check("redis-server", server.pid(), &Recording::new(&scratch, &[]), load);
+    check("redis-server", server.pid, &Recording::new(&scratch, &[]), load);
     Command::new(["/usr/bin/redis-cli", "-s", "socket", "shutdown", "nosave"], scratch.path()).run();
     assert_eq!(server.finish().end, End::Status(0));
 }
@@ -54,7 +54,7 @@ fn python() {
     let content: Vec<u8> = (0..50_000_u32).flat_map(u32::to_le_bytes).collect();
     fs::write(scratch.join("file"), &content).expect("a folder of our own");
     let script = "exec python3 -u -m http.server 0 --bind 127.0.0.1 >log 2>/dev/null";
-    let server = Service::start(&Command::new(["/bin/sh", "-c", script], scratch.path()));
+    let server = Command::new(["/bin/sh", "-c", script], scratch.path()).start();
     let log = scratch.join("log");
     wait_for(&log);
     let port = || {
@@ -67,14 +67,14 @@ fn python() {
             assert!(get(port, "/file") == content, "another file arrived");
         }
     };
-    check("python3 -m http.server", server.pid(), &Recording::new(&scratch, &[]), load);
+    check("python3 -m http.server", server.pid, &Recording::new(&scratch, &[]), load);
 }
 
 #[test]
 fn rust() {
     let scratch = Scratch::new();
     let words = Program::of(&["http_server.rs"]).build(Optimised::Yes, scratch.path());
-    let server = Service::start(&Command::new(words, scratch.path()));
+    let server = Command::new(words, scratch.path()).start();
     let file = scratch.join("port");
     wait_for(&file);
     let port: u16 = fs::read_to_string(&file).expect("its port").parse().expect("a number");
@@ -90,7 +90,7 @@ fn rust() {
             }
         });
     };
-    check("a server in Rust", server.pid(), &Recording::new(&scratch, &[]), load);
+    check("a server in Rust", server.pid, &Recording::new(&scratch, &[]), load);
 }
 
 #[test]
@@ -99,13 +99,13 @@ fn sqlite_in_the_middle_of_a_statement() {
     let scratch = Scratch::new();
     let numbers = format!("with recursive n(x) as (select 1 union all select x + 1 from n where x < {ROWS})");
     let script = format!(".once begun\nselect 1;\n{numbers} select count(*), sum(x) from n;\n");
-    let service = Service::start(&Command::new(["sqlite3", ":memory:"], scratch.path()).input(script));
+    let service = Command::new(["sqlite3", ":memory:"], scratch.path()).input(script).start();
     wait_for(&scratch.join("begun"));
-    let (before, code_before) = (Snapshot::of(service.pid()), code(service.pid()));
+    let (before, code_before) = (Snapshot::of(service.pid), code(service.pid));
     let recording = Recording::new(&scratch, &["--lib", "libsqlite3.so*"]);
-    recording.finish("sqlite3", recording.start(service.pid()));
-    assert_eq!(code(service.pid()), code_before, "or the statement is too short");
-    assert_eq!(Snapshot::of(service.pid()).complaints(&before, Own::Everything), Vec::<String>::new());
+    recording.finish("sqlite3", recording.start(service.pid));
+    assert_eq!(code(service.pid), code_before, "or the statement is too short");
+    assert_eq!(Snapshot::of(service.pid).complaints(&before, Own::Everything), Vec::<String>::new());
     let outcome = service.finish();
     assert_eq!(outcome.text(), format!("{ROWS}|{}\n", ROWS * (ROWS + 1) / 2), "{}", outcome.error_text());
     assert_eq!(outcome.end, End::Status(0));
@@ -147,16 +147,15 @@ fn a_backend_of_postgresql() {
     };
     let folder = scratch.path().to_str().expect("a plain name");
     done("initdb", &["-D", "data", "-A", "trust", "-U", "tester", "--no-sync"]);
-    let server = Service::start(&with("postgres", &["-D", "data", "-k", folder, "-h", "", "-F"]));
+    let server = with("postgres", &["-D", "data", "-k", folder, "-h", "", "-F"]).start();
     let client = ["-h", folder, "-U", "tester", "postgres"];
     let is_ready = || (with("pg_isready", &client[..4]).run().end == End::Status(0)).then_some(());
     run::wait_some(&"the server", is_ready);
     done("pgbench", &[&["-i", "-q"], &client[..]].concat());
     // One client that stays: its backend is recorded. Clients that look at tables first are gone soon.
     let balances = "select (select sum(abalance) from pgbench_accounts) = (select sum(bbalance) from pgbench_branches), count(*) from pgbench_history";
-    let bench = Service::start(
-        &with("pgbench", &[&["-n", "-c", "1", "-T", "600"], &client[..]].concat()).env("PGAPPNAME", "stays"),
-    );
+    let bench =
+        with("pgbench", &[&["-n", "-c", "1", "-T", "600"], &client[..]].concat()).env("PGAPPNAME", "stays").start();
     let backend = || {
         let list = done(
             "psql",
@@ -183,11 +182,11 @@ fn a_backend_of_postgresql() {
         assert!(told.contains("number of failed transactions: 0 "), "{told}");
     };
     check("a backend of PostgreSQL", backend, &recording, load);
-    run::signal("INT", &bench.pid().to_string());
+    run::signal("INT", &bench.pid.to_string());
     drop(bench);
     let answer = done("psql", &[&["-A", "-t", "-c", balances], &client[..]].concat());
     assert!(answer.starts_with("t|"), "{answer}");
-    run::signal("INT", &server.pid().to_string());
+    run::signal("INT", &server.pid.to_string());
     let outcome = server.finish();
     assert_eq!(outcome.end, End::Status(0), "{}", outcome.error_text());
     assert!(!outcome.error_text().contains("PANIC") && !outcome.error_text().contains("terminated by signal"));

@@ -3,7 +3,7 @@
 use std::{
     fs,
     path::Path,
-    process, thread,
+    process,
     time::{Duration, Instant},
 };
 
@@ -93,21 +93,11 @@ fn is_over(path: &Path) -> impl Fn(&str) -> bool + '_ {
     move |screen| path.exists() && screen.trim_end().lines().last().is_some_and(|line| line.starts_with("ready$"))
 }
 
-/// The program that is looked at ends with the test, also where that fails.
-struct Ended(u32);
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        run::kill_group(self.0);
-    }
-}
-
 #[test]
 fn it_is_driven_on_a_terminal_and_leaves_it_as_it_was() {
     let scratch = Scratch::new();
     let words = Program::of(&["attached.cpp"]).build(Optimised::Yes, scratch.path());
     let target = run::Command::new(words.iter().cloned().chain(["calls".into(), "2".into()]), scratch.path()).start();
-    let ended = Ended(target.pid);
     run::wait_for(&scratch.join("ready"));
     let terminal = Terminal::new(&scratch);
     let before = terminal.settings("before");
@@ -167,11 +157,6 @@ fn it_is_driven_on_a_terminal_and_leaves_it_as_it_was() {
     run::wait_for(&scratch.join("number"));
     let number = fs::read_to_string(scratch.join("number")).expect("a number");
     drop(terminal);
-    let deadline = Instant::now() + run::PATIENCE;
-    while Path::new("/proc").join(number.trim()).exists() {
-        assert!(Instant::now() < deadline, "it goes on without its terminal");
-        thread::sleep(Duration::from_millis(10));
-    }
-    drop(ended);
-    target.finish();
+    let task = Path::new("/proc").join(number.trim());
+    run::wait_until(&"its end without a terminal", || !task.exists());
 }

@@ -85,6 +85,18 @@ macro_rules! compare_with_top {
     };
 }
 
+/// Calls the function whose address `$before` leaves in rax, and keeps rdx and rsi; rcx is the thread's distance again.
+macro_rules! in_rust {
+    ($before:literal) => {
+        concat!(
+            "push rdx\n.cfi_adjust_cfa_offset 8\npush rsi\n.cfi_adjust_cfa_offset 8\n",
+            $before,
+            "\ncall trapline_in_rust\npop rsi\n.cfi_adjust_cfa_offset -8\npop rdx\n.cfi_adjust_cfa_offset -8\n",
+            thread_in_rcx!(),
+        )
+    };
+}
+
 global_asm!(
     r#"
     .hidden trapline_take_region
@@ -159,13 +171,7 @@ trapline_count_enter:
     # The thread's first call.
 6:
     "#,
-    "push rdx\n.cfi_adjust_cfa_offset 8",
-    "push rsi\n.cfi_adjust_cfa_offset 8",
-    "lea rax, [rip + trapline_take_region]",
-    "call trapline_in_rust",
-    "pop rsi\n.cfi_adjust_cfa_offset -8",
-    "pop rdx\n.cfi_adjust_cfa_offset -8",
-    thread_in_rcx!(),
+    in_rust!("lea rax, [rip + trapline_take_region]"),
     r#"
     test rax, rax
     jnz 1b
@@ -173,14 +179,7 @@ trapline_count_enter:
     # The frame was left open.
 7:
     "#,
-    "push rdx\n.cfi_adjust_cfa_offset 8",
-    "push rsi\n.cfi_adjust_cfa_offset 8",
-    "mov rsi, rdi",
-    "lea rax, [rip + trapline_end_stale]",
-    "call trapline_in_rust",
-    "pop rsi\n.cfi_adjust_cfa_offset -8",
-    "pop rdx\n.cfi_adjust_cfa_offset -8",
-    thread_in_rcx!(),
+    in_rust!("mov rsi, rdi\nlea rax, [rip + trapline_end_stale]"),
     concat!("mov rax, qword ptr ", of_thread!("REGION")),
     r#"
     test rax, rax
@@ -284,13 +283,7 @@ trapline_count_tail:
 4:
     .cfi_adjust_cfa_offset -16
     "#,
-    "push rdx\n.cfi_adjust_cfa_offset 8",
-    "push rsi\n.cfi_adjust_cfa_offset 8",
-    "lea rax, [rip + trapline_take_region]",
-    "call trapline_in_rust",
-    "pop rsi\n.cfi_adjust_cfa_offset -8",
-    "pop rdx\n.cfi_adjust_cfa_offset -8",
-    thread_in_rcx!(),
+    in_rust!("lea rax, [rip + trapline_take_region]"),
     r#"
     mov r8, rax
     test r8, r8
