@@ -7,8 +7,9 @@
 //! differ, so that no slot can stand for another one.
 //!
 //! Two sweeps, numbered by [`NEXT`]: first all triples of boundaries of the int3 trampoline; then one boundary after the other of all that runs from the
-//! breakpoint to the function's body, by an interrupt and by an NMI. The poking CPU holds the int3 until they are through. Invariant: what is reported is
-//! where the interrupted contexts *were*, by their frames, and not where they were meant to be.
+//! breakpoint to the function's body, by an interrupt and by an NMI. The poking CPU holds the int3 until they are through. An interrupt of somebody else's, or
+//! a thread that is preempted, spoils a number: both sweeps are gone through again until nothing is missing, [`ROUNDS`] times at most. Invariant: what is
+//! reported is where the interrupted contexts *were*, by their frames, and not where they were meant to be.
 
 use alloc::format;
 use core::{
@@ -77,8 +78,14 @@ static NEXT: AtomicUsize = AtomicUsize::new(0);
 static END: AtomicUsize = AtomicUsize::new(usize::MAX);
 /// How many more numbers are given out then: threads that were preempted on their way finish it meanwhile.
 const GRACE: usize = 256;
+/// How often both sweeps are gone through.
+const ROUNDS: usize = 16;
+/// How often they have been.
+static ROUND: AtomicUsize = AtomicUsize::new(0);
 /// Instructions of the int3 trampoline; none where the strategy does without.
 static BOUNDARIES: AtomicUsize = AtomicUsize::new(0);
+/// Where each of them begins, from the trampoline's start.
+static OFFSETS: [AtomicUsize; LONGEST] = [const { AtomicUsize::new(0) }; LONGEST];
 /// The trampoline's start and bytes.
 static TRAMPOLINE: [AtomicUsize; 2] = [const { AtomicUsize::new(0) }; 2];
 
@@ -99,6 +106,10 @@ impl<const BYTES: usize> Set<BYTES> {
         if let Some(byte) = self.0.get(number / 8) {
             byte.fetch_or(1 << (number % 8), Ordering::Relaxed);
         }
+    }
+
+    fn contains(&self, number: usize) -> bool {
+        self.0.get(number / 8).is_some_and(|byte| byte.load(Ordering::Relaxed) & 1 << (number % 8) != 0)
     }
 
     fn clear(&self) {
@@ -131,12 +142,16 @@ pub fn begin(thread: &Thread, kind: usize, target: usize, until: usize) -> Next 
     }
     let progress = &thread.progress;
     if kind == NORMAL {
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let number = next_number();
         progress.number.store(number, Ordering::Relaxed);
         if number >= END.load(Ordering::Relaxed).saturating_add(GRACE) {
-            // Release: pairs with the Acquire in `holds`.
-            FINISHED.store(true, Ordering::Release);
-            apic::interrupt_first(trap::WAKE_VECTOR);
+            if !is_complete() && ROUND.fetch_add(1, Ordering::Relaxed) < ROUNDS {
+                NEXT.store(0, Ordering::Relaxed);
+            } else {
+                // Release: pairs with the Acquire in `holds`.
+                FINISHED.store(true, Ordering::Release);
+                apic::interrupt_first(trap::WAKE_VECTOR);
+            }
             return Next::Run;
         }
         STEPPED.insert(target.wrapping_sub(paging::code_start()));
@@ -163,13 +178,42 @@ pub fn step(thread: &Thread, kind: usize, ip: usize) -> Next {
     reach(progress, kind, steps)
 }
 
+/// The next one whose interruptions have not been met.
+fn next_number() -> usize {
+    let boundaries = BOUNDARIES.load(Ordering::Relaxed);
+    loop {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let met =
+            || TRIPLES.contains(triple(places(number, boundaries).map(|place| OFFSETS[place].load(Ordering::Relaxed))));
+        if number >= boundaries.pow(3) || !met() {
+            return number;
+        }
+    }
+}
+
+/// Whether nothing is missing that either sweep is there for.
+fn is_complete() -> bool {
+    let stepped = STEPPED.count();
+    TRIPLES.count() == BOUNDARIES.load(Ordering::Relaxed).pow(3)
+        && INTERRUPTED.iter().all(|places| met(places) == stepped)
+}
+
+/// The boundaries at which the three contexts are interrupted for this number of the first sweep.
+fn places(number: usize, boundaries: usize) -> [usize; 3] {
+    [number % boundaries, number / boundaries % boundaries, number / boundaries / boundaries]
+}
+
+/// The number of a triple of places in the trampoline.
+fn triple(offsets: [usize; 3]) -> usize {
+    offsets.into_iter().fold(0, |number, offset| number * LONGEST + offset)
+}
+
 /// What is due after so many instructions.
 fn reach(progress: &Progress, kind: usize, steps: usize) -> Next {
     let boundaries = BOUNDARIES.load(Ordering::Relaxed);
     let (triples, number) = (boundaries.pow(3), progress.number.load(Ordering::Relaxed));
     let (chosen, by_nmi) = if number < triples {
-        let places = [number % boundaries, number / boundaries % boundaries, number / boundaries / boundaries];
-        (places[kind], kind == IRQ)
+        (places(number, boundaries)[kind], kind == IRQ)
     } else if number < END.load(Ordering::Relaxed) && kind == NORMAL {
         ((number - triples) / 2, number % 2 == 0)
     } else {
@@ -195,7 +239,7 @@ pub fn enter_context(thread: &Thread, kind: usize, by: usize, ip: usize) {
     }
     let places = [NORMAL, SOFTIRQ, IRQ].map(|kind| thread.progress.at[kind].load(Ordering::Relaxed));
     if by == NMI && kind == IRQ && places.iter().all(|place| *place < LONGEST) {
-        TRIPLES.insert((places[0] * LONGEST + places[1]) * LONGEST + places[2]);
+        TRIPLES.insert(triple(places));
     }
 }
 
@@ -213,6 +257,7 @@ pub fn run(engine: &mut KernelEngine, strategy: Strategy) {
     TRAMPOLINE[1].store(bytes, Ordering::Relaxed);
     BOUNDARIES.store(boundaries, Ordering::Relaxed);
     NEXT.store(0, Ordering::Relaxed);
+    ROUND.store(0, Ordering::Relaxed);
     END.store(usize::MAX, Ordering::Relaxed);
     FINISHED.store(false, Ordering::Relaxed);
     STEPPED.clear();
@@ -265,12 +310,18 @@ fn met(interrupted: &Places) -> usize {
     both.map(|(one, other)| (one.load(Ordering::Relaxed) & other.load(Ordering::Relaxed)).count_ones() as usize).sum()
 }
 
-/// Bytes and instructions of the int3 trampoline, up to its `ret`.
+/// Bytes and instructions of the int3 trampoline, up to its `ret`; notes where they begin.
 fn trampoline_at(at: usize) -> (usize, usize) {
     let code: [u8; LONGEST] = core::array::from_fn(|index| paging::text_byte(at + index));
     let mut decoder = Decoder::new(Mode::NATIVE.word_bytes() * 8, &code, DecoderOptions::NONE);
-    let before = decoder.iter().take_while(|instruction| instruction.mnemonic() != Mnemonic::Ret).count();
-    (decoder.position(), before + 1)
+    let mut count = 0;
+    loop {
+        OFFSETS[count].store(decoder.position(), Ordering::Relaxed);
+        count += 1;
+        if decoder.decode().mnemonic() == Mnemonic::Ret {
+            return (decoder.position(), count);
+        }
+    }
 }
 
 /// An int3 trampoline with a defect, to be shown: it gives the slot back, and reads it then. Who interrupts in between has overwritten it.
