@@ -8,6 +8,7 @@ mod refused;
 
 use std::{
     env, fs,
+    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -35,11 +36,15 @@ fn number(name: &str, usual: u64) -> u64 {
     env::var(name).ok().and_then(|number| number.parse().ok()).unwrap_or(usual)
 }
 
+/// One target at a time: the busy threads of a second one would take the processors from the first one's recorder, again and again.
+static TURN: Mutex<()> = Mutex::new(());
+
 /// A program that runs.
 struct Target {
     running: Running,
     scratch: Scratch,
     pid: u32,
+    _turn: MutexGuard<'static, ()>,
 }
 
 impl Target {
@@ -49,9 +54,10 @@ impl Target {
         words.splice(1..1, arguments.iter().map(Into::into));
         // As long as all recordings may take.
         let patience = run::PATIENCE * 4 + ROUND * u32::try_from(number("TRAPLINE_ATTACHES", ATTACHES)).unwrap_or(0);
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let running = Command::new(&words, scratch.path()).patience(patience).start();
         run::wait_for(&scratch.join("ready"));
-        Self { scratch, pid: running.pid, running }
+        Self { scratch, pid: running.pid, running, _turn: turn }
     }
 
     /// The command that records it.
