@@ -36,6 +36,7 @@ pub struct Command {
     folder: PathBuf,
     input: Vec<u8>,
     patience: Duration,
+    has_session: bool,
 }
 
 impl Command {
@@ -47,6 +48,7 @@ impl Command {
             folder: folder.to_owned(),
             input: Vec::new(),
             patience: PATIENCE,
+            has_session: false,
         }
     }
 
@@ -71,6 +73,13 @@ impl Command {
         self
     }
 
+    /// Runs it in a session of its own, as services are: the kernel shares processors out between sessions first, and then between the threads of each (sched(7),
+    /// autogroups).
+    #[must_use]
+    pub fn in_session(self) -> Self {
+        Self { has_session: true, ..self }.behind(["setsid"])
+    }
+
     /// The same command behind other words: under a tracer, say.
     #[must_use]
     pub fn behind<W: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = W>) -> Self {
@@ -90,10 +99,13 @@ impl Command {
             .env_clear()
             .envs(&self.environment)
             .current_dir(&self.folder)
-            .process_group(0)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
+        // Who leads a group cannot begin a session.
+        if !self.has_session {
+            command.process_group(0);
+        }
         let mut child = command.spawn().unwrap_or_else(|error| panic!("starting {self}: {error}"));
         let mut stdin = child.stdin.take().expect("it is piped");
         let input = self.input.clone();

@@ -44,20 +44,32 @@ struct Target {
     running: Running,
     scratch: Scratch,
     pid: u32,
+    /// For who reads what was measured.
+    arguments: String,
     _turn: MutexGuard<'static, ()>,
 }
 
 impl Target {
     fn start(program: &Program, arguments: &[&str]) -> Self {
+        Self::start_as(program, arguments, |command| command)
+    }
+
+    /// Starts it in a session of its own, as services are: there the tests get a processor, however many threads of it are busy, and it starves where the
+    /// tests share theirs with other work.
+    fn service(program: &Program, arguments: &[&str]) -> Self {
+        Self::start_as(program, arguments, Command::in_session)
+    }
+
+    fn start_as(program: &Program, arguments: &[&str], how: impl FnOnce(Command) -> Command) -> Self {
         let scratch = Scratch::new();
         let mut words = program.build(Optimised::Yes, scratch.path());
         words.splice(1..1, arguments.iter().map(Into::into));
         // As long as all recordings may take.
         let patience = run::PATIENCE * 4 + ROUND * u32::try_from(number("TRAPLINE_ATTACHES", ATTACHES)).unwrap_or(0);
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-        let running = Command::new(&words, scratch.path()).patience(patience).start();
+        let running = how(Command::new(&words, scratch.path()).patience(patience)).start();
         run::wait_for(&scratch.join("ready"));
-        Self { scratch, pid: running.pid, running, _turn: turn }
+        Self { scratch, pid: running.pid, running, arguments: arguments.join(" "), _turn: turn }
     }
 
     /// The command that records it.
@@ -109,7 +121,11 @@ fn longest_stop(outcome: &Outcome) -> Option<f64> {
 
 /// Records a program many times.
 fn check(program: &Program, arguments: &[&str], own: Own, options: &[&str]) {
-    let target = Target::start(program, arguments);
+    record_often(Target::start(program, arguments), own, options);
+}
+
+fn record_often(target: Target, own: Own, options: &[&str]) {
+    let arguments = target.arguments.clone();
     let before = target.snapshot();
     let mut stops = Vec::new();
     for round in 0..number("TRAPLINE_ATTACHES", ATTACHES) {
@@ -123,7 +139,7 @@ fn check(program: &Program, arguments: &[&str], own: Own, options: &[&str]) {
     stops.sort_by(f64::total_cmp);
     let (median, longest) = (stops[stops.len() / 2], stops[stops.len() - 1]);
     println!(
-        "{arguments:?} {options:?}: stood still for {median:.2} ms (median), {longest:.2} ms (maximum of {})",
+        "{arguments} {options:?}: stood still for {median:.2} ms (median), {longest:.2} ms (maximum of {})",
         stops.len()
     );
 }
@@ -161,13 +177,14 @@ const MANY_FUNCTIONS: Program = Program::of(&["many_functions.c"]);
 #[test]
 #[ignore = "how long threads stand still is what it is for: `cargo test --release -p trapline-testsuite --test attach -- --ignored --nocapture`"]
 fn ten_thousand_functions_in_sixty_four_busy_threads() {
-    check(&MANY_FUNCTIONS, &["64"], Own::Nothing, &[]);
+    record_often(Target::service(&MANY_FUNCTIONS, &["64"]), Own::Nothing, &[]);
 }
 
 #[test]
 #[ignore = "how long threads stand still is what it is for: `cargo test --release -p trapline-testsuite --test attach -- --ignored --nocapture`"]
 fn a_hundred_thousand_functions() {
-    check(&MANY_FUNCTIONS.flags(&["-DFUNCTIONS=100000"]), &["4"], Own::Nothing, &[]);
+    let program = MANY_FUNCTIONS.flags(&["-DFUNCTIONS=100000"]);
+    record_often(Target::service(&program, &["4"]), Own::Nothing, &[]);
 }
 
 #[test]
