@@ -48,14 +48,18 @@ use crate::{
 const NARROW: &str =
     "it is a 32-bit program, whose address space has no room for counters; record it instead, by `trapline record`";
 
-/// How long threads may take to stand still, the first time and at most.
-const PATIENCE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+/// How long threads may take to stand still, and how much longer for each of them: each needs a processor for a moment, and most of them wait for it.
+const PATIENCE: (Duration, Duration) = (Duration::from_millis(8), Duration::from_micros(60));
+
+/// As long as it was not tried for longer than this, nobody stands still for more.
+const SOON: Duration = Duration::from_secs(1);
 
 /// How long it is tried again to come or to leave.
 const PERSISTENCE: Duration = Duration::from_secs(20);
 
-/// How long those who are inside are let go on alone, while all others stand still; and when that has not been enough for long, as they get no processor.
-const NUDGING: (Duration, Duration) = (Duration::from_millis(8), Duration::from_millis(100));
+/// Since they began to stop, how long those who are inside are let go on alone, while all others stand still, but at least for a while; and when that has not been enough for long, as they get no processor.
+const NUDGING: (Duration, Duration) = (Duration::from_millis(11), Duration::from_millis(100));
+const LEAST_NUDGING: Duration = Duration::from_millis(2);
 
 /// How long each of them goes on, at first and at most: who gets a processor at once is out of the agent long before that. Then, the same.
 const MOMENT: (Duration, Duration) = (Duration::from_micros(50), Duration::from_micros(400));
@@ -199,7 +203,7 @@ impl Tracer<'_> {
         let refused = |reason: Refusal| Error::NotAttachable { pid, reason };
         let not_traceable = |reason: Untraceable| refused(Refusal::Other(reason.0));
         let started = Instant::now();
-        let (mut patience, mut pause) = (PATIENCE.0, PAUSE.0);
+        let mut pause = PAUSE.0;
         loop {
             let plan = self.plan(process);
             if threads_of(pid).is_empty() {
@@ -208,7 +212,7 @@ impl Tracer<'_> {
             let mut plan = plan.map_err(not_traceable)?;
             let id = plan.id;
             self.seize_all(pid, process)?;
-            if let Some(still) = self.stop(Crowd::Process(process), patience) {
+            if let Some(still) = self.stop(Crowd::Process(process), self.patience(Crowd::Process(process), started)) {
                 if let Some(thread) = user_of_segment(&still) {
                     self.release_all(&still);
                     return Err(refused(Refusal::SegmentInUse { thread }));
@@ -244,8 +248,15 @@ impl Tracer<'_> {
             }
             self.attend(Instant::now() + pause)?;
             pause = (pause * 2).min(PAUSE.1);
-            patience = (patience * 2).min(PATIENCE.1);
         }
+    }
+
+    /// How long a crowd may take to stand still, of what was begun then: the longer it was tried, the longer.
+    fn patience(&self, crowd: Crowd, started: Instant) -> Duration {
+        let threads = self.tasks.iter().filter(|(tid, task)| crowd.has(**tid, task)).count();
+        let least = PATIENCE.0 + PATIENCE.1 * u32::try_from(threads).unwrap_or(u32::MAX);
+        let elapsed = started.elapsed();
+        if elapsed > SOON { least.max(elapsed / 8) } else { least }
     }
 
     /// Prepares everything, while the process runs.
@@ -411,7 +422,8 @@ impl Tracer<'_> {
             tasks.values().find(|task| task.loading.is_some()).map(|task| task.process)
         };
         while let Some(process) = loading(&self.tasks) {
-            if let Some(still) = self.stop(Crowd::Process(process), PATIENCE.0) {
+            let crowd = Crowd::Process(process);
+            if let Some(still) = self.stop(crowd, self.patience(crowd, started)) {
                 for tid in still.threads() {
                     let image = self.tasks.get_mut(&tid).and_then(|task| task.loading.take());
                     if let (Some(image), Ok(memory)) = (image, Memory::open(tid)) {
@@ -473,17 +485,17 @@ impl Tracer<'_> {
     /// Leaves a process, or says who is in the way.
     fn leave(&mut self, id: SpaceId, started: Instant) -> Result<(), Inside> {
         let mut inside = Inside { tid: 0, at: Addr::default() };
-        let (mut patience, mut pause) = (PATIENCE.0, PAUSE.0);
+        let mut pause = PAUSE.0;
         loop {
             let space = self.spaces.get(&id).and_then(|space| Some((space.footprint()?, space.memory.clone()?)));
             let Some((mut footprint, memory)) = space else {
                 self.forget_space(id);
                 return Ok(());
             };
+            let patience = self.patience(Crowd::Space(id), started);
             if let Some(mut still) = self.stop(Crowd::Space(id), patience) {
                 let is_starved = started.elapsed() > PERSISTENCE / 8;
-                let (nudging, longest) = if is_starved { (NUDGING.1, LONGEST_MOMENT) } else { (NUDGING.0, MOMENT.1) };
-                let until = Instant::now() + nudging;
+                let mut until = None;
                 // An error, here and below, means that the process is about to end.
                 let _ = footprint.hold_unwinders(&memory, true);
                 let mut moment = MOMENT.0;
@@ -502,10 +514,14 @@ impl Tracer<'_> {
                     };
                     inside = *first;
                     let tids: Vec<Tid> = still_inside.iter().map(|inside| inside.tid).collect();
-                    if !self.nudge(&mut still, &tids, moment, until, patience) {
+                    let until = *until.get_or_insert_with(|| {
+                        let now = Instant::now();
+                        if is_starved { now + NUDGING.1 } else { (still.since + NUDGING.0).max(now + LEAST_NUDGING) }
+                    });
+                    if !self.nudge(&mut still, &tids, moment, until) {
                         break;
                     }
-                    moment = (moment * 2).min(longest);
+                    moment = (moment * 2).min(if is_starved { LONGEST_MOMENT } else { MOMENT.1 });
                 }
                 let _ = footprint.hold_unwinders(&memory, false);
                 self.resume_all(&still);
@@ -518,7 +534,6 @@ impl Tracer<'_> {
             let _ = self.attend(Instant::now() + pause);
             self.heard = heard;
             pause = (pause * 2).min(PAUSE.1);
-            patience = (patience * 2).min(PATIENCE.1);
         }
     }
 

@@ -317,8 +317,7 @@ impl Standstill for Held<'_, '_> {
         if let Some(tid) = tids.iter().find(is_with_its_group) {
             return Ok(Some(*tid));
         }
-        let patience = until.saturating_duration_since(Instant::now());
-        if self.tracer.nudge(&mut self.still, tids, moment, until, patience) {
+        if self.tracer.nudge(&mut self.still, tids, moment, until) {
             return Ok(None);
         }
         let is_missing = |tid: &&Tid| !self.still.parked.contains_key(tid) && self.tracer.tasks.contains_key(tid);

@@ -58,7 +58,8 @@ pub(super) struct Still {
     crowd: Crowd,
     /// Its threads.
     pub(super) parked: HashMap<Tid, Parked>,
-    since: Instant,
+    /// When they began to stop.
+    pub(super) since: Instant,
     _urgent: Urgent,
 }
 
@@ -83,6 +84,9 @@ pub struct Stops {
 /// How often it is looked for threads that have ended and are not reported.
 const LOOK_AROUND: Duration = Duration::from_millis(10);
 
+/// How long a few threads that went on for a moment may take to stand still again.
+const STOPPING: Duration = Duration::from_millis(2);
+
 impl Tracer<'_> {
     /// Stops a crowd; `None` if not all of them stop in time, or none is left.
     pub(super) fn stop(&mut self, crowd: Crowd, patience: Duration) -> Option<Still> {
@@ -101,15 +105,8 @@ impl Tracer<'_> {
         None
     }
 
-    /// Lets some of a crowd go on, each for a moment, while the others stand still. Returns whether all of them have, until then, and stand still again.
-    pub(super) fn nudge(
-        &mut self,
-        still: &mut Still,
-        tids: &[Tid],
-        moment: Duration,
-        until: Instant,
-        patience: Duration,
-    ) -> bool {
+    /// Lets some of a crowd go on, each for a moment, while the others stand still. Returns whether all of them have, and stand still again, until then or soon afterwards.
+    pub(super) fn nudge(&mut self, still: &mut Still, tids: &[Tid], moment: Duration, until: Instant) -> bool {
         by_processors(tids).all(|some| {
             if Instant::now() > until {
                 return false;
@@ -125,7 +122,7 @@ impl Tracer<'_> {
             for tid in some {
                 let _ = ptrace::interrupt(*tid);
             }
-            self.settle(still, Instant::now() + patience)
+            self.settle(still, until + STOPPING)
         })
     }
 
