@@ -237,11 +237,15 @@ impl Workers {
         workers
     }
 
-    /// Waits until they have made some more calls, all together.
+    /// Calls that they have made, all together.
+    pub(crate) fn calls(&self) -> u64 {
+        self.shared.calls.iter().map(|calls| calls.load(Ordering::Relaxed)).sum()
+    }
+
+    /// Waits until they have made some more.
     pub(crate) fn await_calls(&self, calls: u64) {
-        let made = || self.shared.calls.iter().map(|calls| calls.load(Ordering::Relaxed)).sum::<u64>();
-        let before = made();
-        wait_until(|| made() - before >= calls);
+        let before = self.calls();
+        wait_until(|| self.calls() - before >= calls);
     }
 
     /// Waits until each of them has made one more call, from beginning to end.

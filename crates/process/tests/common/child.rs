@@ -84,7 +84,7 @@ fn run(name: &str) -> End {
     let (mut reader, writer) = io::pipe().expect("a pipe");
     let mut command = Command::new(env::current_exe().expect("this program's own path"));
     command
-        .args([name, "--exact", "--nocapture", "--test-threads=1"])
+        .args([name, "--exact", "--include-ignored", "--nocapture", "--test-threads=1"])
         .env(VARIABLE, name)
         .env("TMPDIR", directory.path(""))
         .env_remove("RUST_BACKTRACE")
