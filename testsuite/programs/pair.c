@@ -28,6 +28,7 @@
 #define THREADS 4
 
 static atomic_ulong calls, mixed;
+static atomic_int begun;
 static __thread unsigned long own_calls;
 static unsigned long counted;
 char events[64] = "-";
@@ -103,6 +104,7 @@ int trapline_post_revert(void)
 
 static void *check(void *unused)
 {
+	atomic_fetch_add(&begun, 1);
 	for (int x = 0;; x = (x + 1) & 0xffff) {
 		if (!pair(x))
 			atomic_fetch_add(&mixed, 1);
@@ -116,6 +118,7 @@ static void *check(void *unused)
 
 static void *sleeper(void *unused)
 {
+	atomic_fetch_add(&begun, 1);
 	for_ever();
 	return (char *)unused + SLEEPER;
 }
@@ -161,6 +164,9 @@ int main(int argc, char **argv)
 	for (int i = 0; i < threads; i++)
 		pthread_create(&thread, NULL, check, NULL);
 	pthread_create(&thread, NULL, sleeper, NULL);
+	// Threads that have not begun block all signals.
+	while (atomic_load(&begun) < threads + 1)
+		sched_yield();
 	puts("ready");
 	fflush(stdout);
 	for (int c; (c = getchar()) != EOF;) {

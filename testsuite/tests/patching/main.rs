@@ -42,7 +42,7 @@ fn back_and_forth(pins: &[&str], threads: usize, rounds: usize) -> Rounds {
     let patch = built.patch("pair", &["-DVERSION=2"], pins);
     // The program ends by itself, but not before this can be over.
     let most_s = 300 + 4 * rounds;
-    let mut target = Target::start_with(&built, &[&threads.to_string(), &most_s.to_string()]);
+    let mut target = Target::service(&built, &[&threads.to_string(), &most_s.to_string()]);
     let before = Snapshot::of(target.pid());
     let mut stops = Vec::new();
     let mut mixed = 0;

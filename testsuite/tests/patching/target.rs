@@ -156,6 +156,13 @@ impl Target {
         Self::run(command, |child| child)
     }
 
+    /// Started in a session of its own, as services are: there the tests get a processor, however many threads of it are busy.
+    pub(crate) fn service(built: &Built, arguments: &[&str]) -> Self {
+        let mut command = Command::new("setsid");
+        command.arg(built.path()).args(arguments);
+        Self::run(command, |child| child)
+    }
+
     /// Launched by a recorder.
     pub(crate) fn launched(built: &Built, trace: &Path, options: &[&str]) -> Self {
         let words = trapline::record(trace, options);
