@@ -29,6 +29,7 @@ Usage: cargo xtask VERB
   pages [--measure | CHECK...]  the page of `trapline html` in Chromium: its numbers are the report's; clicks, search, zooms, keys, themes, small screens,
                                 names for screen readers; controls that have to be found. --measure: how long ten million calls take to open, and
                                 how many frames a second there are while the timeline moves
+  screenshots                   the manual's pictures of `trapline html` and `trapline top`, taken of real runs: writes them below docs/pictures
   bench-peers [--quick|--full] [--only PEER]
                                 trapline beside uftrace, XRay, bpftrace and Frida, on the same work: writes docs/benchmarks.md. --quick takes fewer calls, and
                                 --only one tracer; both print instead of writing. --full reports on ten times as many calls
@@ -63,6 +64,8 @@ pub(crate) enum Verb {
     Consumers(Vec<String>),
     /// Drive the page of `trapline html`: all checks, or these.
     Pages { checks: Vec<String>, is_measured: bool },
+    /// Take the manual's pictures.
+    Screenshots,
     /// Measure trapline beside its peers.
     BenchPeers(BenchPeers),
     /// Follow the manual.
@@ -167,10 +170,16 @@ pub(crate) fn parse(mut arguments: impl Iterator<Item = String>, under_ci: bool)
         }
         "bench-peers" => bench_peers(arguments).map(Verb::BenchPeers),
         "manual" => follow(arguments).map(Verb::Manual),
-        "newcomer" => arguments.next().map_or(Ok(Verb::Newcomer), |word| Err(format!("unknown option `{word}`"))),
+        "newcomer" => alone(Verb::Newcomer, arguments),
+        "screenshots" => alone(Verb::Screenshots, arguments),
         "package" => package(arguments).map(Verb::Package),
         unknown => Err(format!("unknown verb `{unknown}`")),
     }
+}
+
+/// A verb that takes nothing.
+fn alone(verb: Verb, mut arguments: impl Iterator<Item = String>) -> Result<Verb, String> {
+    arguments.next().map_or(Ok(verb), |word| Err(format!("unknown option `{word}`")))
 }
 
 /// Parses the options of one verb, of which only those in `known` mean something.
@@ -362,6 +371,8 @@ mod tests {
         assert!(parse_line("manual --all", true).is_err());
         assert!(parse_line("manual --command", true).is_err());
         assert_eq!(parse_line("newcomer", false), Ok(Verb::Newcomer));
+        assert_eq!(parse_line("screenshots", false), Ok(Verb::Screenshots));
+        assert_eq!(parse_line("screenshots all", false), Err("unknown option `all`".to_owned()));
         assert!(parse_line("newcomer --fast", false).is_err());
     }
 

@@ -4,7 +4,7 @@
 //! them and how each is asked, [`table`] is the pure comparison. Negative control: [`reduced`] writes the same trace without one call, and each reader of its export
 //! has to differ from the report in that function.
 //!
-//! [`pages`] is another verb with the same means: it drives the page of `trapline html` in a browser.
+//! [`pages`] and [`screenshots`] are other verbs with the same means: they drive the page of `trapline html` in a browser, and take the manual's pictures.
 //!
 //! Invariant: every reader is in the printed table, with its verdict or with the reason why it has none; only a table of equal verdicts is a success.
 
@@ -12,6 +12,7 @@ mod install;
 pub(crate) mod pages;
 mod readers;
 mod reduced;
+pub(crate) mod screenshots;
 mod table;
 
 use std::{

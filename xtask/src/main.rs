@@ -3,7 +3,7 @@
 //! A verb is parsed by [`args`] and carried out here. `test` and `lint` are a walk by [`runner`] over the table in
 //! [`steps`], whose outcomes [`expect`] judges; `kernel-test` ([`kernel`]) boots a kernel that traces itself; `bench-peers` ([`peers`]) measures trapline beside others; `consumers` ([`consumers`]) has other tools read our exports;
 //! `manual` ([`manual`]) follows the manual's pages, and `newcomer` ([`newcomer`]) the README's on a fresh system;
-//! `pages` drives the page of `trapline html` in a browser ([`consumers::pages`]);
+//! `pages` drives the page of `trapline html` in a browser ([`consumers::pages`]), and `screenshots` takes the manual's pictures ([`consumers::screenshots`]);
 //! `package` ([`package`]) makes what people install; `setup` ([`setup`]) makes a machine ready for them; [`text`] holds the
 //! rules about our own files that no compiler checks.
 //!
@@ -66,6 +66,7 @@ fn carry_out(verb: Verb) -> Result<ExitCode> {
         Verb::Consumers(names) => consumers::run(&names),
         Verb::Pages { checks, is_measured: false } => consumers::pages::check(&checks),
         Verb::Pages { is_measured: true, .. } => consumers::pages::measure(),
+        Verb::Screenshots => consumers::screenshots::take(),
         Verb::BenchPeers(asked) => peers::run(&asked),
         Verb::Manual(asked) => manual::run(&asked),
         Verb::Newcomer => newcomer::run(),

@@ -145,6 +145,9 @@ pub(super) fn output(command: &Command, name: &str) -> Result<String> {
     for (key, value) in command.get_envs().filter_map(|(key, value)| Some((key, value?))) {
         bounded.env(key, value);
     }
+    if let Some(folder) = command.get_current_dir() {
+        bounded.current_dir(folder);
+    }
     let output = bounded.stdin(Stdio::null()).output().with_context(|| format!("starting {name}"))?;
     let errors = String::from_utf8_lossy(&output.stderr);
     let last: String =

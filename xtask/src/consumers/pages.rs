@@ -132,7 +132,8 @@ pub(crate) fn measure() -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn write_page(trapline: &Path, trace: &Path) -> Result<PathBuf> {
+/// Writes the page of a trace beside it.
+pub(super) fn write_page(trapline: &Path, trace: &Path) -> Result<PathBuf> {
     let page = trace.with_extension("html");
     let mut command = Command::new(trapline);
     install::output(command.args(["html", "--quiet", "-i"]).arg(trace).arg("-o").arg(&page), "trapline html")?;
