@@ -4,6 +4,7 @@ use std::{
     process::Command,
     sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     thread,
+    time::Duration,
 };
 
 use trapline_testsuite::{
@@ -134,6 +135,8 @@ fn no_call_is_of_the_old_function_while_a_recorder_comes_and_goes() {
                 let output = command.arg(pid.to_string()).arg("-o").arg(&trace).output().expect("it starts");
                 // It is refused while a patch comes or goes.
                 recordings.fetch_add(u64::from(output.status.success()), Relaxed);
+                // A command has to find a moment in which nobody records, unless the recorder stays for as long as the command needs.
+                thread::sleep(Duration::from_millis(300));
             }
         });
         let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| check(&mut target)));

@@ -236,21 +236,23 @@ fn lock(pid: Tid) -> Result<UnixListener, LiveError> {
 /// It does not belong to the process, a callback was against it, or somebody was in a function that it replaces until the deadline. Nothing of the process was changed
 /// then.
 pub fn apply(pid: Tid, patch: &Patch, how: How) -> Result<Done, LiveError> {
-    between_recordings(how.deadline, |deadline| apply_now(pid, patch, How { deadline, ..how }))
+    between_recordings(pid, how.deadline, |deadline| apply_now(pid, patch, How { deadline, ..how }))
 }
 
 /// Tries it again while a recorder is there, or comes in the middle, until the time is over. `work` gets what is left of it.
 fn between_recordings(
+    pid: Tid,
     deadline: Duration,
     mut work: impl FnMut(Duration) -> Result<Done, LiveError>,
 ) -> Result<Done, LiveError> {
     const PAUSE: Duration = Duration::from_millis(10);
-    // Code that a recorder has changed looks like code that is another's; that does not pass.
+    // Code that a recorder has changed looks like code that is another's. It may have gone since; what is another's does not pass.
     const CHANGES: u32 = 3;
     let until = Instant::now() + deadline;
     let (mut changes, mut left) = (0, deadline);
     loop {
         match work(left) {
+            Err(LiveError::OtherCode { .. }) if is_recorded(pid) && !left.is_zero() => {}
             Err(LiveError::OtherCode { .. }) if changes < CHANGES && !left.is_zero() => changes += 1,
             Err(error) if error.may_pass() && !left.is_zero() => {}
             done => return done,
@@ -258,6 +260,11 @@ fn between_recordings(
         thread::sleep(PAUSE.min(left));
         left = until.saturating_duration_since(Instant::now());
     }
+}
+
+/// Whether a recorder traces a process, be it about to come, there, or about to leave.
+fn is_recorded(pid: Tid) -> bool {
+    refusal::examine(pid).is_some_and(|reason| LiveError::NotPatchable { pid, reason }.may_pass())
 }
 
 fn apply_now(pid: Tid, patch: &Patch, how: How) -> Result<Done, LiveError> {
@@ -272,7 +279,7 @@ fn apply_now(pid: Tid, patch: &Patch, how: How) -> Result<Done, LiveError> {
 /// # Errors
 /// There is none, a callback was against it, or somebody was in its functions until the deadline. It is active then as before.
 pub fn revert(pid: Tid, name: Option<&str>, deadline: Duration) -> Result<Done, LiveError> {
-    between_recordings(deadline, |deadline| revert_now(pid, name, deadline))
+    between_recordings(pid, deadline, |deadline| revert_now(pid, name, deadline))
 }
 
 fn revert_now(pid: Tid, name: Option<&str>, deadline: Duration) -> Result<Done, LiveError> {
