@@ -8,7 +8,7 @@ const [path, folder, wanted] = process.argv.slice(2);
 await withBrowser(async (page) => {
   const settled = () => page.evaluate(() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done))));
 
-  async function take(name, { scheme = 'light', width = 1280, height = 860 }) {
+  async function take(name, { scheme = 'light', width = 1440, height = 900 }) {
     await page.emulateMedia({ colorScheme: scheme });
     await page.setViewportSize({ width, height });
     await page.goto(`file://${path}`);

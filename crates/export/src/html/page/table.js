@@ -17,7 +17,7 @@ const COLUMNS = [
   ['avg_ns', 'Mean', 'Mean duration of a call', 'number second'],
   ['p50_ns', 'p50', 'Half of the calls took no longer', 'number fourth third second'],
   ['p99_ns', 'p99', '99 of 100 calls took no longer', 'number second'],
-  ['max_ns', 'Max', 'The longest call', 'number third second'],
+  ['max_ns', 'Max', 'The longest call', 'number fifth third second'],
   ['durations', 'Latency', 'How long calls took, on one scale for all functions', 'latency third second'],
 ];
 
