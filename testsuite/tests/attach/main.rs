@@ -66,6 +66,8 @@ impl Target {
         words.splice(1..1, arguments.iter().map(Into::into));
         // As long as all recordings may take.
         let patience = run::PATIENCE * 4 + ROUND * u32::try_from(number("TRAPLINE_ATTACHES", ATTACHES)).unwrap_or(0);
+        // Whoever builds it waits long for a processor beside a busy program.
+        trapline::path();
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let running = how(Command::new(&words, scratch.path()).patience(patience)).start();
         run::wait_for(&scratch.join("ready"));
