@@ -1,7 +1,5 @@
 //! What each format says of a small trace whose calls are known. That other tools read it alike is shown by `cargo xtask consumers`, with the tools themselves.
 
-mod common;
-
 use std::{
     collections::BTreeMap,
     fs,
@@ -9,6 +7,7 @@ use std::{
 };
 
 use serde_json::Value;
+use tempfile::TempDir;
 use trapline_export::{Error, Format, Target, export};
 use trapline_trace::{
     ClockPoint, Function, Meta, Module, Process, Stream, Writer,
@@ -17,8 +16,6 @@ use trapline_trace::{
         encode,
     },
 };
-
-use common::Directory;
 
 const MAIN: u32 = 0;
 const WORK: u32 = 1;
@@ -75,11 +72,11 @@ fn expected() -> BTreeMap<String, (u64, u64)> {
     ])
 }
 
-fn exported(format: Format) -> (Directory, PathBuf) {
-    let directory = Directory::new();
-    let input = directory.file("t.data");
+fn exported(format: Format) -> (TempDir, PathBuf) {
+    let directory = TempDir::new().expect("a directory for the test");
+    let input = directory.path().join("t.data");
     write_trace(&input);
-    let output = directory.file("out");
+    let output = directory.path().join("out");
     let mut progress = Vec::new();
     let summary = export(&input, format, &Target::new(&output), |done, total| progress.push((done, total)));
     let summary = summary.expect("an export");
@@ -299,11 +296,11 @@ fn binary_formats_hold_the_names() {
 
 #[test]
 fn a_trace_without_calls_is_no_failure_in_any_format() {
-    let directory = Directory::new();
-    let trace = directory.file("empty.data");
+    let directory = TempDir::new().expect("a directory for the test");
+    let trace = directory.path().join("empty.data");
     Writer::create(&trace, &Meta::default()).and_then(Writer::finish).expect("a trace");
     for format in Format::ALL {
-        let output = directory.file(&format!("{format:?}"));
+        let output = directory.path().join(format!("{format:?}"));
         let summary = export(&trace, format, &Target::new(&output), |_, _| ());
         assert_eq!(summary.expect("a summary").calls, 0, "{format:?}");
         if format == Format::Flamegraph {
@@ -314,16 +311,16 @@ fn a_trace_without_calls_is_no_failure_in_any_format() {
 
 #[test]
 fn what_is_there_is_not_mixed_with_an_export() {
-    let directory = Directory::new();
-    let input = directory.file("t.data");
+    let directory = TempDir::new().expect("a directory for the test");
+    let input = directory.path().join("t.data");
     write_trace(&input);
-    let full = Target::new(directory.file("full"));
+    let full = Target::new(directory.path().join("full"));
     fs::create_dir(full.path()).expect("a directory");
     // An empty one is as good as none.
     export(&input, Format::Uftrace, &full, |_, _| ()).expect("an export");
     let again = export(&input, Format::Uftrace, &full, |_, _| ()).expect_err("it is occupied");
     assert!(matches!(again, Error::Occupied { .. }), "{again}");
-    let nowhere = export(&input, Format::Chrome, &Target::new(directory.file("none/out")), |_, _| ());
+    let nowhere = export(&input, Format::Chrome, &Target::new(directory.path().join("none/out")), |_, _| ());
     let nowhere = nowhere.expect_err("no such directory").to_string();
     assert!(nowhere.contains("none/out: No such file") && nowhere.ends_with("where you may write"), "{nowhere}");
     let out = export(&input, Format::Uftrace, &Target::new("-"), |_, _| ()).expect_err("no file");
@@ -332,8 +329,8 @@ fn what_is_there_is_not_mixed_with_an_export() {
 
 #[test]
 fn a_full_disk_is_told_whatever_the_format() {
-    let directory = Directory::new();
-    let input = directory.file("t.data");
+    let directory = TempDir::new().expect("a directory for the test");
+    let input = directory.path().join("t.data");
     write_trace(&input);
     for format in Format::ALL.into_iter().filter(|format| !format.is_directory()) {
         let error = export(&input, format, &Target::new("/dev/full"), |_, _| ()).expect_err("no room");

@@ -1,11 +1,10 @@
 //! What the data of a page says of a trace whose calls are known. That the page shows it is proved in a browser, by `cargo xtask pages`.
 
-mod common;
-
 use std::{collections::BTreeMap, fs, path::Path};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
+use tempfile::TempDir;
 use trapline_export::{Calls, Facts, Target, html};
 use trapline_trace::{
     Function, Meta, Module, Stream, Writer,
@@ -14,8 +13,6 @@ use trapline_trace::{
         encode,
     },
 };
-
-use common::Directory;
 
 const NAMES: [&str; 4] = ["main", "work", "leaf</script><b>\"", "stop"];
 
@@ -95,9 +92,9 @@ fn numbers(text: &str, page: u64, offset: u64, len: u64) -> Vec<u64> {
         .collect()
 }
 
-fn page(left_out: Option<u32>, detail: u64) -> (Directory, Page) {
-    let directory = Directory::new();
-    let (input, output) = (directory.file("t.data"), directory.file("t.html"));
+fn page(left_out: Option<u32>, detail: u64) -> (TempDir, Page) {
+    let directory = TempDir::new().expect("a directory for the test");
+    let (input, output) = (directory.path().join("t.data"), directory.path().join("t.html"));
     write_trace(&input, left_out);
     let report = json!({ "functions": NAMES.map(|name| json!({ "name": name })) });
     let info = json!({ "command": ["prog"] });
@@ -147,8 +144,8 @@ impl Page {
 }
 
 /// The same by the calls that every format is made of.
-fn expected(directory: &Directory) -> BTreeMap<usize, (u64, u64)> {
-    let mut calls = Calls::open(&directory.file("t.data"), |_| true).expect("a trace");
+fn expected(directory: &TempDir) -> BTreeMap<usize, (u64, u64)> {
+    let mut calls = Calls::open(&directory.path().join("t.data"), |_| true).expect("a trace");
     let mut sums: BTreeMap<usize, (u64, u64)> = BTreeMap::new();
     while let Some(row) = calls.next_call().expect("a call") {
         let site = calls.function(row.function).site;

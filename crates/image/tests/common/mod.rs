@@ -2,34 +2,23 @@
 #![allow(dead_code, reason = "each test uses some of it")]
 
 use std::{
-    fs,
     path::{Path, PathBuf},
     process::Command,
-    sync::atomic::{AtomicU32, Ordering},
 };
 
+use tempfile::TempDir;
 use trapline_image::{Function, Image};
 
 /// A directory that is removed with all that is in it.
-pub(crate) struct Directory(PathBuf);
+pub(crate) struct Directory(TempDir);
 
 impl Directory {
     pub(crate) fn new() -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("trapline-image-{}-{number}", std::process::id()));
-        fs::create_dir(&path).expect("the directory for temporary files is writable");
-        Self(path)
+        Self(TempDir::new().expect("the directory for temporary files is writable"))
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
-        self.0.join(name)
-    }
-}
-
-impl Drop for Directory {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
+        self.0.path().join(name)
     }
 }
 

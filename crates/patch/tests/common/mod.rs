@@ -8,27 +8,23 @@ use std::{
     io::{BufRead, BufReader, Read, Write},
     path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
-    sync::atomic::{AtomicU32, Ordering},
 };
 
 use object::{Object as _, ObjectSegment as _, ObjectSymbol as _};
+use tempfile::TempDir;
 use trapline_engine::Addr;
 use trapline_patch::{Error, Linked, Pair, Patch, Protection, Request, Resolver, ThreadLocal, ThreadPlace};
 
 /// A directory that is removed with all that is in it.
-pub(crate) struct Directory(PathBuf);
+pub(crate) struct Directory(TempDir);
 
 impl Directory {
     pub(crate) fn new() -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("trapline-patch-{}-{number}", std::process::id()));
-        fs::create_dir(&path).expect("the directory for temporary files is writable");
-        Self(path)
+        Self(TempDir::new().expect("the directory for temporary files is writable"))
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
-        self.0.join(name)
+        self.0.path().join(name)
     }
 
     /// Writes a source file.
@@ -44,12 +40,6 @@ impl Directory {
         let fixed = ["-c", "-ffunction-sections", "-fdata-sections", "-w", text(source), "-o", text(&to)];
         run(tool, &[&fixed, flags].concat());
         to
-    }
-}
-
-impl Drop for Directory {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
     }
 }
 

@@ -4,9 +4,9 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU32, Ordering},
 };
 
+use tempfile::TempDir;
 use trapline_trace::{
     Catalog, ClockPoint, Damage, Decoder, EventsChunk, Function, Load, Losses, Meta, Module, Process, Reader, Stream,
     TimedEvent, Writer,
@@ -14,28 +14,17 @@ use trapline_trace::{
 };
 
 /// A directory for one test.
-pub(crate) struct Directory(PathBuf);
+pub(crate) struct Directory(TempDir);
 
 impl Directory {
     /// Makes one.
     pub(crate) fn new() -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        // Relaxed: it only has to be another number each time.
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("trapline-trace-{}-{number}", std::process::id()));
-        fs::create_dir_all(&path).expect("a directory for the test");
-        Self(path)
+        Self(TempDir::new().expect("the directory for temporary files is writable"))
     }
 
     /// A path in it.
     pub(crate) fn file(&self, name: &str) -> PathBuf {
-        self.0.join(name)
-    }
-}
-
-impl Drop for Directory {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
+        self.0.path().join(name)
     }
 }
 
