@@ -105,6 +105,13 @@ pub(crate) fn examine_for_counters(pid: Tid) -> Option<Refusal> {
     is_locked.then_some(Refusal::LocksMemory)
 }
 
+impl Refusal {
+    /// Whether it is a recorder of ours that is in the way.
+    pub(crate) fn is_of_recorder(&self) -> bool {
+        matches!(self, Self::Traced { name, .. } if name == "trapline")
+    }
+}
+
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -193,6 +200,11 @@ impl Refusal {
             Self::Other(_) => "other",
         }
     }
+}
+
+/// Whether a recorder of ours traces a process, be it about to come, there, or about to leave.
+pub(crate) fn is_recorded(pid: Tid) -> bool {
+    examine(pid).is_some_and(|refusal| refusal.is_of_recorder())
 }
 
 /// Looks at a process from outside. `None` if nothing is in the way as far as can be seen there.

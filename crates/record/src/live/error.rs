@@ -168,7 +168,7 @@ impl LiveError {
     /// Whether a recorder is in the way, which goes again: it traces the process, or came in the middle, and traces its threads or has taken the memory that was free.
     pub(super) fn may_pass(&self) -> bool {
         match self {
-            Self::NotPatchable { reason: Refusal::Traced { name, .. }, .. } => name == "trapline",
+            Self::NotPatchable { reason, .. } => reason.is_of_recorder(),
             Self::RecorderLeaves { .. } => true,
             Self::System { source, .. } => {
                 matches!(source.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::AlreadyExists)

@@ -252,7 +252,7 @@ fn between_recordings(
     let (mut changes, mut left) = (0, deadline);
     loop {
         match work(left) {
-            Err(LiveError::OtherCode { .. }) if is_recorded(pid) && !left.is_zero() => {}
+            Err(LiveError::OtherCode { .. }) if !left.is_zero() && refusal::is_recorded(pid) => {}
             Err(LiveError::OtherCode { .. }) if changes < CHANGES && !left.is_zero() => changes += 1,
             Err(error) if error.may_pass() && !left.is_zero() => {}
             done => return done,
@@ -260,11 +260,6 @@ fn between_recordings(
         thread::sleep(PAUSE.min(left));
         left = until.saturating_duration_since(Instant::now());
     }
-}
-
-/// Whether a recorder traces a process, be it about to come, there, or about to leave.
-fn is_recorded(pid: Tid) -> bool {
-    refusal::examine(pid).is_some_and(|reason| LiveError::NotPatchable { pid, reason }.may_pass())
 }
 
 fn apply_now(pid: Tid, patch: &Patch, how: How) -> Result<Done, LiveError> {
