@@ -40,6 +40,10 @@ traceable! {
 const ROUNDS: usize = 100;
 const THREADS: usize = 4;
 
+/// What resumes a call at this width, and loses none.
+const STRATEGIES: &[Resume] =
+    if cfg!(target_arch = "x86_64") { &[Resume::Slots, Resume::Push, Resume::R11] } else { &[Resume::Slots] };
+
 fn call_doubled() {
     assert_eq!(doubled(21), 42);
 }
@@ -84,9 +88,7 @@ fn no_call_is_missed_when_text_is_written_by_remapping_pages() {
 #[test]
 fn no_call_is_missed_by_any_strategy_of_this_width() {
     in_child("no_call_is_missed_by_any_strategy_of_this_width", || {
-        let strategies: &[Resume] =
-            if cfg!(target_arch = "x86_64") { &[Resume::Slots, Resume::Push, Resume::R11] } else { &[Resume::Slots] };
-        for resume in strategies {
+        for resume in STRATEGIES {
             toggle_under_load(&Tracer::builder().resume(*resume).build().expect("a tracer"), ROUNDS);
         }
     });

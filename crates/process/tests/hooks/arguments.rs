@@ -14,7 +14,7 @@ use std::{
 use trapline_process::{Addr, CallFrame, Error, Filter, RawCallback, Resume, Tracer, traceable};
 
 use crate::{
-    THREADS,
+    STRATEGIES, THREADS,
     common::{
         calls::{Watched, Workers, count, toggle_until_trapped},
         child::in_child,
@@ -263,9 +263,7 @@ fn old_ones(resume: Resume, calls: u64) -> u64 {
 
 /// The defect of the kernel that this project started from: the old function ran for a moment.
 fn the_old_function_never_runs(calls: u64) {
-    let strategies: &[Resume] =
-        if cfg!(target_arch = "x86_64") { &[Resume::Slots, Resume::Push, Resume::R11] } else { &[Resume::Slots] };
-    for resume in strategies {
+    for resume in STRATEGIES {
         assert_eq!(old_ones(*resume, calls), 0, "{resume:?}");
     }
     // The control: resumed behind the breakpoint, as the kernel did.
