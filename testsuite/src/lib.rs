@@ -15,6 +15,7 @@ pub mod run;
 pub mod scratch;
 pub mod snapshot;
 pub mod stock;
+pub mod terminal;
 pub mod trace;
 pub mod transparency;
 pub mod trapline;

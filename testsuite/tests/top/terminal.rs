@@ -1,92 +1,14 @@
 //! On a real terminal, which tmux is.
 
-use std::{
-    fs,
-    path::Path,
-    process,
-    time::{Duration, Instant},
-};
+use std::{fs, path::Path};
 
 use trapline_testsuite::{
     program::{Optimised, Program},
     run,
     scratch::Scratch,
+    terminal::Terminal,
     trapline,
 };
-
-/// A terminal with a shell in it.
-struct Terminal<'a> {
-    scratch: &'a Scratch,
-}
-
-impl<'a> Terminal<'a> {
-    fn new(scratch: &'a Scratch) -> Self {
-        let terminal = Self { scratch };
-        let folder = scratch.path().display().to_string();
-        terminal.tmux(&[
-            "-f",
-            "/dev/null",
-            "new-session",
-            "-d",
-            "-x",
-            "80",
-            "-y",
-            "24",
-            "-c",
-            &folder,
-            "env PS1='ready$ ' sh",
-        ]);
-        terminal.wait_for("a shell", |screen| screen.contains("ready$"));
-        terminal
-    }
-
-    fn tmux(&self, words: &[&str]) -> String {
-        let mut command = process::Command::new("tmux");
-        command.arg("-S").arg(self.scratch.join("terminal")).args(words).env_remove("TMUX").env("SHELL", "/bin/sh");
-        let output = command.output().expect("tmux; `cargo xtask setup` installs it");
-        assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8_lossy(&output.stdout).into_owned()
-    }
-
-    fn line(&self, text: &str) {
-        self.tmux(&["send-keys", "-l", text]);
-        self.key("Enter");
-    }
-
-    fn key(&self, key: &str) {
-        self.tmux(&["send-keys", key]);
-    }
-
-    fn screen(&self) -> String {
-        self.tmux(&["capture-pane", "-p"])
-    }
-
-    fn wait_for(&self, what: &str, is_there: impl Fn(&str) -> bool) -> String {
-        let deadline = Instant::now() + run::PATIENCE;
-        loop {
-            let screen = self.screen();
-            if is_there(&screen) {
-                return screen;
-            }
-            assert!(Instant::now() < deadline, "{what} is not there:\n{screen}");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
-
-    /// What the terminal is set to.
-    fn settings(&self, name: &str) -> String {
-        self.line(&format!("stty -a > {name}.part && mv {name}.part {name}"));
-        run::wait_for(&self.scratch.join(name));
-        fs::read_to_string(self.scratch.join(name)).expect("it is there")
-    }
-}
-
-impl Drop for Terminal<'_> {
-    fn drop(&mut self) {
-        // A test that fails may have found it gone.
-        let _ = process::Command::new("tmux").arg("-S").arg(self.scratch.join("terminal")).arg("kill-server").output();
-    }
-}
 
 /// The command is over, and the shell waits.
 fn is_over(path: &Path) -> impl Fn(&str) -> bool + '_ {
@@ -99,7 +21,7 @@ fn it_is_driven_on_a_terminal_and_leaves_it_as_it_was() {
     let words = Program::of(&["attached.cpp"]).build(Optimised::Yes, scratch.path());
     let target = run::Command::new(words.iter().cloned().chain(["calls".into(), "2".into()]), scratch.path()).start();
     run::wait_for(&scratch.join("ready"));
-    let terminal = Terminal::new(&scratch);
+    let terminal = Terminal::new(scratch.path(), (80, 24));
     let before = terminal.settings("before");
     let command = trapline::path().display().to_string();
     terminal.line(&format!("{command} top --delay 0.1 --sort name -p {}; echo $? > status", target.pid));

@@ -7,11 +7,10 @@ use std::{
     fs,
     path::Path,
     process::{Command, ExitCode},
-    thread,
-    time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
+use trapline_testsuite::terminal::Terminal;
 
 use super::{
     Folder,
@@ -20,30 +19,21 @@ use super::{
 };
 use crate::{
     fidelity::{self, Build},
-    packages, workspace_root,
+    manual, packages, workspace_root,
 };
 
-/// The tutorial's text and script.
-const WORDS: &str = r#"head -c 4000 /usr/share/common-licenses/GPL-3 | tr -d '"\\\n[]$`' > words.txt"#;
-const SCRIPT: &str = "text=$(cat words.txt)
-declare -A seen
-for ((i = 0; i < ${#text}; i++)); do
-  letter=${text:i:1}
-  seen[$letter]=$((${seen[$letter]:-0} + 1))
-done
-echo \"${#seen[@]} letters\"
-";
 /// What the tutorial finds to be slow.
 const SLOW: &str = "mbstrlen";
+/// Which of its commands are followed: up to this one, which makes the trace.
+const RECORDS: &str = "trapline record -o before.data";
 
 /// A program that is never done: its functions have names, though Debian's perl has no debug information.
 const ENDLESS: &str =
     r#"my %seen; for (my $i = 0; ; $i++) { $seen{$i % 999} .= lc "Word $i"; delete $seen{($i * 7) % 999} }"#;
 /// The terminal's columns and rows.
-const TERMINAL: (&str, &str) = ("96", "24");
-/// How long `top` looks before its picture is taken, and how long it may take to draw anything.
-const LOOKS: Duration = Duration::from_secs(5);
-const PATIENCE: Duration = Duration::from_mins(1);
+const TERMINAL: (u16, u16) = (96, 24);
+/// For how long `top` has looked when its picture is taken.
+const SECONDS: f64 = 5.0;
 
 /// Takes all pictures, and puts them where the manual has them.
 pub(crate) fn take() -> Result<ExitCode> {
@@ -59,12 +49,14 @@ pub(crate) fn take() -> Result<ExitCode> {
 }
 
 fn page(tools: &Tools, trapline: &Path, folder: &Path, pictures: &Path) -> Result<()> {
-    fs::write(folder.join("count.sh"), SCRIPT).context("writing the script")?;
-    let mut command = Command::new("/bin/sh");
-    install::output(command.args(["-c", WORDS]).current_dir(folder), "the script's text")?;
-    let mut command = Command::new(trapline);
-    command.args(["record", "--quiet", "-o", "before.data", "--", "bash", "count.sh"]).current_dir(folder);
-    install::output(&command, "trapline record")?;
+    let text = fs::read_to_string(workspace_root().join("docs/tutorial.md")).context("reading the tutorial")?;
+    let blocks = manual::commands(&text).map_err(anyhow::Error::msg)?;
+    let last = blocks.iter().position(|block| block.contains(RECORDS)).context("the tutorial records nothing")?;
+    let mut command = Command::new("/bin/bash");
+    command.args(["-e", "-c", &blocks[..=last].concat()]).current_dir(folder);
+    let path = std::env::var("PATH").unwrap_or_default();
+    let own = trapline.parent().context("trapline is in a folder")?.display();
+    install::output(command.env("PATH", format!("{own}:{path}")), "the tutorial")?;
     let page = pages::write_page(trapline, &folder.join("before.data"))?;
     let mut command = tools.node_script("screenshots.mjs");
     install::output(command.arg(&page).arg(pictures).arg(SLOW), "Chromium").map(drop)
@@ -72,56 +64,29 @@ fn page(tools: &Tools, trapline: &Path, folder: &Path, pictures: &Path) -> Resul
 
 /// What stands on the terminal, as SVG.
 fn top(trapline: &Path, folder: &Path) -> Result<String> {
-    let terminal =
-        Terminal::start(folder, &[trapline.as_os_str().as_encoded_bytes(), b" top -- perl endless.pl"].concat())?;
-    let deadline = Instant::now() + PATIENCE;
-    while !terminal.screen()?.contains("[perl]") {
-        ensure!(Instant::now() < deadline, "`trapline top` shows nothing:\n{}", terminal.screen()?);
-        thread::sleep(Duration::from_millis(100));
-    }
-    thread::sleep(LOOKS);
-    // With the first row selected, and the busiest functions above.
-    terminal.tmux(&["send-keys", "s"])?;
-    thread::sleep(Duration::from_secs(2));
-    let screen = terminal.screen()?;
-    terminal.tmux(&["send-keys", "q"])?;
+    fs::write(folder.join("endless.pl"), ENDLESS).context("writing the program")?;
+    let terminal = Terminal::new(folder, TERMINAL);
+    terminal.line(&format!("{} top --sort self -- perl endless.pl", trapline.display()));
+    terminal.wait_for("a table", |screen| screen.contains("[perl]") && elapsed(screen).is_some_and(|s| s > SECONDS));
+    let screen = terminal.tmux(&["capture-pane", "-e", "-p"]);
+    terminal.key("q");
+    terminal.wait_for("the shell", |screen| screen.trim_end().ends_with("ready$"));
     Ok(anstyle_svg::Term::new().render_svg(screen.trim_end()))
 }
 
-/// A terminal in which a command runs.
-struct Terminal<'a>(&'a Path);
-
-impl<'a> Terminal<'a> {
-    fn start(folder: &'a Path, command: &[u8]) -> Result<Self> {
-        fs::write(folder.join("endless.pl"), ENDLESS).context("writing the program")?;
-        let (terminal, command) = (Self(folder), String::from_utf8_lossy(command));
-        let there = folder.display().to_string();
-        let words =
-            ["-f", "/dev/null", "new-session", "-d", "-x", TERMINAL.0, "-y", TERMINAL.1, "-c", &there, &command];
-        terminal.tmux(&words)?;
-        Ok(terminal)
-    }
-
-    fn tmux(&self, words: &[&str]) -> Result<String> {
-        let mut command = Command::new("/usr/bin/tmux");
-        command
-            .arg("-S")
-            .arg(self.0.join("terminal"))
-            .args(words)
-            .env("TERM", "xterm-256color")
-            .env("SHELL", "/bin/sh");
-        install::output(&command, "tmux")
-    }
-
-    /// With its colours.
-    fn screen(&self) -> Result<String> {
-        self.tmux(&["capture-pane", "-e", "-p"])
-    }
+/// The seconds that `top` tells in its first line.
+fn elapsed(screen: &str) -> Option<f64> {
+    let line = screen.lines().find_map(|line| line.strip_prefix("trapline top: "))?;
+    line.split_once("s after")?.0.parse().ok()
 }
 
-impl Drop for Terminal<'_> {
-    fn drop(&mut self) {
-        // It is gone by itself once its command is.
-        let _ = self.tmux(&["kill-server"]);
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn top_says_how_long_it_looks() {
+        assert_eq!(elapsed("trapline top: 7.960s after the beginning, 1 process, 1 thread\n"), Some(7.96));
+        assert_eq!(elapsed("ready$ trapline top\n"), None);
     }
 }
