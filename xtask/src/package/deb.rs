@@ -125,15 +125,15 @@ fn documents(build: &Build, description: &Description, root: &Path) -> Result<()
     // A field's further lines begin with a space, and none is empty.
     let mit: Vec<&str> = mit.lines().map(|line| if line.is_empty() { "." } else { line }).collect();
     let mit = mit.join("\n ");
-    let year = run(Command::new("date").args(["-u", "+%Y", "-d"]).arg(format!("@{}", build.epoch)))?;
-    let year = year.trim_end();
+    let date = run(Command::new("date").args(["-u", "-R", "-d"]).arg(format!("@{}", build.epoch)))?;
+    // Day of the week, day, month, year (RFC 5322).
+    let year = date.split_whitespace().nth(3).context("a year")?;
     let copyright = format!(
         "Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/\nUpstream-Name: trapline\n\n\
          Files: *\nCopyright: {year} the trapline developers\nLicense: Expat or Apache-2.0\n\n\
          License: Expat\n {mit}\n\nLicense: Apache-2.0\n On Debian systems the text is in /usr/share/common-licenses/Apache-2.0.\n"
     );
     tree::write(&folder.join("copyright"), &copyright)?;
-    let date = run(Command::new("date").args(["-u", "-R", "-d"]).arg(format!("@{}", build.epoch)))?;
     let entry = format!(
         "trapline ({REVISED}) unstable; urgency=medium\n\n  * Made of a commit; changelog.gz has what users notice.\n\n -- {MAINTAINER}  {date}"
     );
