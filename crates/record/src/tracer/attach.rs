@@ -57,11 +57,13 @@ const SOON: Duration = Duration::from_secs(1);
 /// How long it is tried again to come or to leave.
 const PERSISTENCE: Duration = Duration::from_secs(20);
 
-/// Since they began to stop, how long those who are inside are let go on alone, while all others stand still, but at least for a while; and when that has not been enough for long, as they get no processor.
+/// Until when those who are inside are let go on alone, while all others stand still, since these began to stop; but for [`LEAST_NUDGING`] in any case. The
+/// second one counts from then on, when that has not been enough for long, as they get no processor.
 const NUDGING: (Duration, Duration) = (Duration::from_millis(11), Duration::from_millis(100));
 const LEAST_NUDGING: Duration = Duration::from_millis(2);
 
-/// How long each of them goes on, at first and at most: who gets a processor at once is out of the agent long before that. Then, the same.
+/// How long each of them goes on, at first and at most: who gets a processor at once is out of the agent long before that. [`LONGEST_MOMENT`] is for those
+/// who get none.
 const MOMENT: (Duration, Duration) = (Duration::from_micros(50), Duration::from_micros(400));
 const LONGEST_MOMENT: Duration = Duration::from_millis(10);
 
