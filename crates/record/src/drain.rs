@@ -21,7 +21,7 @@ use trapline_abi::{
     pool::{OnFull, state},
     record::is_written,
 };
-use trapline_trace::{Losses, Stream, Writer};
+use trapline_trace::{Batch, Losses, Position, Stream, Writer};
 
 use crate::{
     figures::Figures,
@@ -65,8 +65,8 @@ pub(crate) enum Message {
     SpaceEnded(SpaceId),
     /// Something for the trace.
     Write(ForTheTrace),
-    /// A trace begins, while figures are shown.
-    Begin(Box<Writer>),
+    /// A trace of these sites begins, while figures are shown.
+    Begin(Box<Writer>, Vec<u32>),
     /// It is complete.
     End,
 }
@@ -124,6 +124,7 @@ impl Drain {
             next_stream: 0,
             losses: Losses::default(),
             records: Vec::with_capacity(CHUNK_RECORDS),
+            beside: Vec::new(),
             gauge: Gauge::new(),
             failure: None,
             clock: Clock { tsc: shared::tsc(), monotonic_ns: shared::monotonic_ns() },
@@ -207,6 +208,8 @@ struct Work {
     next_stream: u32,
     losses: Losses,
     records: Vec<u64>,
+    /// What of them is for a trace beside figures.
+    beside: Vec<u64>,
     gauge: Gauge,
     failure: Option<trapline_trace::Error>,
     clock: Clock,
@@ -361,9 +364,12 @@ impl Work {
                     self.story.push(write);
                 }
             }
-            Message::Begin(writer) => {
+            Message::Begin(writer, sites) => {
                 // What is left of the last one belongs to nobody.
                 self.look_at_all(true, &|_| ());
+                if let Some(figures) = &self.figures {
+                    figures.select(&sites);
+                }
                 for thread in self.spaces.values_mut().flat_map(|space| space.threads.values_mut()) {
                     thread.is_told = false;
                     if let Some(begun) = &mut thread.begun {
@@ -379,6 +385,9 @@ impl Work {
             }
             Message::End => {
                 self.look_at_all(true, &|_| ());
+                if let Some(figures) = &self.figures {
+                    figures.select(&[]);
+                }
                 let written = self.writer.as_ref().map(|writer| (writer.calls(), writer.path().display().to_string()));
                 self.end_trace();
                 if let (Some(figures), Some((calls, path))) = (&self.figures, written) {
@@ -414,6 +423,9 @@ impl Work {
 
     fn end_space(&mut self, id: SpaceId) {
         self.look(id, Look::Last(None));
+        if let Some(figures) = &self.figures {
+            figures.end_all_folded(id);
+        }
         if let Some(space) = self.spaces.remove(&id) {
             let header = space.pool.header();
             self.losses.full += header.lost_full.load(Ordering::Relaxed);
@@ -442,13 +454,17 @@ impl Work {
             let is_early = sequence != next && !is_last;
             // Who has begun another one writes nothing more here.
             let is_left = chunks.get(at + 1).is_some_and(|(other, _, _)| *other == key);
-            if is_early || !self.write_chunk(&mut space, key, index, is_last, is_left) {
+            if is_early || !self.write_chunk((id, &mut space), key, index, is_last, is_left) {
                 held = Some(key);
                 space.doorbell = space.doorbell.wrapping_sub(1);
             }
         }
         if let Look::Last(Some(tid)) = look {
-            space.threads.retain(|(_, of), _| *of != tid);
+            for (_, thread) in space.threads.extract_if(|(_, of), _| *of == tid) {
+                if let Some(figures) = &self.figures {
+                    figures.end_folded(id, thread.stream);
+                }
+            }
         }
         if let Look::Last(ended) = look {
             space.free_unused(ended);
@@ -458,7 +474,14 @@ impl Work {
     }
 
     /// Writes what is new in a chunk. Returns whether the thread's next one may follow: not if this one has a hole that may still be filled.
-    fn write_chunk(&mut self, space: &mut Space, key: (u32, u32), index: usize, is_last: bool, is_left: bool) -> bool {
+    fn write_chunk(
+        &mut self,
+        (id, space): (SpaceId, &mut Space),
+        key: (u32, u32),
+        index: usize,
+        is_last: bool,
+        is_left: bool,
+    ) -> bool {
         let pool = Arc::clone(&space.pool);
         let chunk = pool.chunk(index);
         let sequence = chunk.sequence.load(Ordering::Relaxed);
@@ -520,8 +543,15 @@ impl Work {
             false
         };
         if !self.records.is_empty() || lost_before != 0 {
-            let (stream, near_tsc, depth) = (thread.stream, begun.seen_at_tsc, begun.depth);
-            let write = |writer: &mut Box<Writer>| writer.events(stream, near_tsc, depth, lost_before, &self.records);
+            let (stream, tsc) = (thread.stream, begun.seen_at_tsc);
+            let start = Position { tsc, depth: chunk.depth.load(Ordering::Relaxed) };
+            let batch = Batch { stream, start, lost_before, records: &self.records };
+            let figures = self.figures.as_ref();
+            let (depth, records) = match figures.and_then(|figures| figures.fold(id, &batch, &mut self.beside)) {
+                Some(depth) => (depth, &self.beside),
+                None => (begun.depth, &self.records),
+            };
+            let write = |writer: &mut Box<Writer>| writer.events(stream, tsc, depth, lost_before, records);
             let result = self.writer.as_mut().map(write).transpose();
             self.gauge.look(&self.records);
             self.totals.fetch_add(self.records.len() as u64, Ordering::Relaxed);

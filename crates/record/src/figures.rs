@@ -1,7 +1,8 @@
 //! What functions do, while they do it: a source of live figures, and of orders about them.
 //!
 //! Owns [`Figures`], which is shared by whoever shows figures and by the recorder: the tracer and the drain tell it of modules, counters and ends, and do what it was
-//! ordered. Nothing is recorded for it: threads count in place, and a look adds up what is new. Invariant: each call that was counted is in the sums
+//! ordered. Nothing is recorded for it where threads can count in place, and a look adds up what is new; what others record is [`folded`](crate::folded) into the same
+//! sums. Invariant: each call that was counted is in the sums
 //! once, also of threads and processes that are gone.
 
 use std::{
@@ -10,9 +11,12 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use trapline_trace::Batch;
+
 use crate::{
     counters::{Counters, Seen, Tallies, Tally},
     drain::SpaceId,
+    folded::{Folded, Selection},
     sys::{shared, spawn::Waker},
 };
 
@@ -101,6 +105,8 @@ pub struct Figures(Arc<Mutex<Board>>);
 struct Board {
     modules: Vec<Arc<Module>>,
     spaces: HashMap<SpaceId, (Arc<Counters>, Seen)>,
+    folded: HashMap<SpaceId, Folded>,
+    selection: Selection,
     tallies: Tallies,
     /// Of processes that have ended.
     uncounted: u64,
@@ -130,6 +136,8 @@ impl Default for Figures {
         Self(Arc::new(Mutex::new(Board {
             modules: Vec::new(),
             spaces: HashMap::new(),
+            folded: HashMap::new(),
+            selection: Selection::default(),
             tallies: Tallies::new(),
             uncounted: 0,
             began: None,
@@ -199,6 +207,44 @@ impl Figures {
         board.spaces.insert(id, (counters, Seen::new()));
     }
 
+    /// A process that has no counters records, and its records are brought here.
+    pub(crate) fn add_folded(&self, id: SpaceId) {
+        let mut board = self.board();
+        board.began.get_or_insert_with(Clock::now);
+        board.folded.entry(id).or_default();
+    }
+
+    /// Takes records of a process without counters. Those that are to be in the trace beside go to `beside`, in place of what is there; returns how many calls are open there before. `None` if the process has counters.
+    pub(crate) fn fold(&self, id: SpaceId, batch: &Batch<'_>, beside: &mut Vec<u64>) -> Option<u32> {
+        let mut board = self.board();
+        let Board { folded, selection, uncounted, .. } = &mut *board;
+        let folded = folded.get_mut(&id)?;
+        *uncounted += batch.lost_before;
+        beside.clear();
+        Some(folded.add(batch, selection, beside))
+    }
+
+    /// A thread of a process without counters has ended.
+    pub(crate) fn end_folded(&self, id: SpaceId, stream: u32) {
+        if let Some(folded) = self.board().folded.get_mut(&id) {
+            folded.end(stream);
+        }
+    }
+
+    /// A process without counters has.
+    pub(crate) fn end_all_folded(&self, id: SpaceId) {
+        let mut board = self.board();
+        if let Some(mut folded) = board.folded.remove(&id) {
+            folded.end_all();
+            folded.add_new(&mut board.tallies);
+        }
+    }
+
+    /// Of processes without counters, these functions are in a trace that begins now; none if one has ended.
+    pub(crate) fn select(&self, sites: &[u32]) {
+        self.board().selection.select(sites);
+    }
+
     /// A thread has ended, or all threads of a process: what they have counted is kept.
     pub(crate) fn ended(&self, id: SpaceId, tid_inside: Option<u32>) {
         let mut board = self.board();
@@ -239,6 +285,11 @@ impl Board {
                 counters.add_new(region, seen, &mut self.tallies);
             }
         }
+        for folded in self.folded.values_mut() {
+            threads += folded.threads();
+            folded.add_open(&mut open);
+            folded.add_new(&mut self.tallies);
+        }
         let now = Clock::now();
         let began = self.began.unwrap_or(now);
         let passed_ns = now.monotonic_ns - began.monotonic_ns;
@@ -261,6 +312,6 @@ impl Board {
         };
         let mut figures: Vec<Figure> = self.tallies.iter().filter(|(_, tally)| tally.calls > 0).map(figure).collect();
         figures.sort_unstable_by_key(|figure| figure.site);
-        Snapshot { figures, uncounted, processes: self.spaces.len(), threads, elapsed_ns: passed_ns }
+        Snapshot { figures, uncounted, processes: self.spaces.len() + self.folded.len(), threads, elapsed_ns: passed_ns }
     }
 }

@@ -28,6 +28,7 @@ mod drain;
 mod error;
 mod exec;
 pub mod figures;
+mod folded;
 mod frame;
 mod guard;
 mod handing;

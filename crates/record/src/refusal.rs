@@ -99,6 +99,10 @@ pub enum Refusal {
 
 /// Why nobody can count in a process that can be recorded.
 pub(crate) fn examine_for_counters(pid: Tid) -> Option<Refusal> {
+    if width::mode_of_program(pid) == Mode::Bits32 {
+        // It gets none.
+        return None;
+    }
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let locked = status.lines().find_map(|line| line.strip_prefix("VmLck:"))?;
     let is_locked = locked.split_whitespace().next().is_some_and(|kib| kib != "0");

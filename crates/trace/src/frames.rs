@@ -104,13 +104,18 @@ impl<T> Frames<T> {
 
     /// Begins a chunk. Its events follow, at once or in parts. If it could not be decoded, none do, and the next chunk begins anew.
     pub fn start<S: Sink<Data = T>>(&mut self, chunk: &EventsChunk, sink: &mut S) {
-        let is_torn_off = chunk.follows_gap || chunk.lost_before > 0 || !self.has_begun;
-        if is_torn_off {
+        self.go_on(chunk.depth, chunk.follows_gap || chunk.lost_before > 0, sink);
+    }
+
+    /// Begins a part of the stream, as [`start`](Self::start) does with a chunk: `depth` frames are open, modulo 2^19. `is_torn_off` tells that events are missing between the last part and this
+    /// one.
+    pub fn go_on<S: Sink<Data = T>>(&mut self, depth: u32, is_torn_off: bool, sink: &mut S) {
+        if is_torn_off || !self.has_begun {
             // Frames may have ended and others of the same depth begun.
             while let Some(frame) = self.known.pop() {
                 sink.close(self.known.len(), frame, self.last_tsc, Ending::Unknown);
             }
-            self.unknown = chunk.depth & DEPTH_MASK;
+            self.unknown = depth & DEPTH_MASK;
             self.certain = self.depth();
         }
         self.has_begun = false;

@@ -7,6 +7,7 @@ use trapline_testsuite::{
     run,
     scratch::Scratch,
     terminal::Terminal,
+    trace::Report,
     trapline,
 };
 
@@ -45,6 +46,14 @@ fn it_is_driven_on_a_terminal_and_leaves_it_as_it_was() {
     terminal.wait_for("calls again", |screen| row(screen).contains(" leaf [") && has_calls(screen));
     terminal.key("Escape");
     terminal.wait_for("all rows", |screen| screen.contains(" deeper ["));
+    // A function that calls itself is recorded, while other things are looked at.
+    terminal.line("/DEEPER");
+    terminal.wait_for("its row", |screen| row(screen).contains(" deeper [") && !screen.contains(" leaf ["));
+    terminal.key("Down");
+    terminal.key("r");
+    terminal.wait_for("a recording", |screen| screen.contains("recording deeper for ten seconds"));
+    terminal.key("Escape");
+    terminal.wait_for("all rows", |screen| screen.contains(" leaf ["));
     // Modules, help, another size.
     terminal.key("m");
     terminal.wait_for("modules", |screen| row(screen).contains("attached") && !row(screen).contains('['));
@@ -59,6 +68,11 @@ fn it_is_driven_on_a_terminal_and_leaves_it_as_it_was() {
         // A key that comes with another size at once would be read with the next key only (crossterm).
         terminal.wait_for("the last line", |screen| screen.lines().nth(height - 1).is_some_and(is_last));
     }
+    terminal.wait_for("the end of the recording", |screen| screen.contains(" calls are in "));
+    let recorded = Report::read(&scratch.join("trapline.data")).expect("a trace");
+    let names: Vec<&str> = recorded.calls.keys().map(String::as_str).collect();
+    assert_eq!((names, recorded.losses()), (vec!["deeper"], Vec::new()), "{recorded:?}");
+    assert!(recorded.calls["deeper"] > 21, "{recorded:?}");
     terminal.key("q");
     terminal.wait_for("the shell", is_over(&scratch.join("status")));
     assert_eq!(fs::read_to_string(scratch.join("status")).expect("a status"), "0\n");

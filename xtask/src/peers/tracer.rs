@@ -95,7 +95,7 @@ pub(super) const fn bare(flavour: Flavour) -> Row {
 }
 
 /// All rows, the floors first.
-pub(super) const ROWS: [Row; 32] = {
+pub(super) const ROWS: [Row; 33] = {
     use Events::{Entry, Off, Pair};
     use Flavour::{
         Fentry, FentryNops, FloorEntry, FloorPair, KeptFloorEntry, KeptFloorPair, Narrow, NarrowFloorEntry,
@@ -112,6 +112,7 @@ pub(super) const ROWS: [Row; 32] = {
         row(Floor, "floor", Pair, NarrowFloorPair, &[], 1),
         row(Trapline, RECORD, Pair, Stock, &[], 1),
         row(Top, "trapline top", Pair, Stock, &[], 1),
+        row(Top, "trapline top", Pair, Narrow, &[], 1),
         row(Trapline, RECORD, Pair, Narrow, &[], 1),
         row(Trapline, RECORD, Pair, Fentry, &[], 1),
         row(Trapline, RECORD, Pair, FentryNops, &[], 1),

@@ -16,7 +16,7 @@ use std::{
 };
 
 use trapline_abi::agent::INJECTED_THREAD_OFFSET;
-use trapline_engine::{Addr, AddrRange, Mode};
+use trapline_engine::{Addr, AddrRange};
 use trapline_image::Write;
 use trapline_process::quiesce::{How as Tie, OtherProcess, RangeSet, ThreadRegisters};
 use trapline_trace::How;
@@ -27,7 +27,6 @@ use super::{
 };
 use crate::{
     arm::{self, Armory},
-    counters::Counters,
     drain::{Message, SpaceId},
     error::{Doing, Error},
     exec::{self, NewImage, Untraceable},
@@ -43,10 +42,6 @@ use crate::{
     sys::{Tid, maps, memory::Memory, ptrace, spawn, threads_of, width},
     text,
 };
-
-/// Why nobody counts in a 32-bit program.
-const NARROW: &str =
-    "it is a 32-bit program, whose address space has no room for counters; record it instead, by `trapline record`";
 
 /// How long threads may take to stand still, and how much longer for each of them: each needs a processor for a moment, and most of them wait for it.
 const PATIENCE: (Duration, Duration) = (Duration::from_millis(8), Duration::from_micros(60));
@@ -265,9 +260,6 @@ impl Tracer<'_> {
     fn plan(&mut self, process: u32) -> Result<Plan, Untraceable> {
         let tid = self.some_thread(process)?;
         let mode = width::mode_of_program(tid);
-        if mode == Mode::Bits32 && self.drain.figures().is_some() {
-            return Err(Untraceable(NARROW.to_owned()));
-        }
         let memory = Arc::new(Memory::open(tid)?);
         let mappings = maps::read(tid)?;
         let objects = code_of(&mappings);
@@ -291,7 +283,7 @@ impl Tracer<'_> {
         let mut space = Space::new(agent);
         space.memory = Some(memory);
         let pool = Arc::new(Pool::new(self.options.chunks_for(mode), self.options.on_full)?);
-        space.counters = self.drain.figures().map(|_| Counters::new().map(Arc::new)).transpose()?;
+        space.counters = self.new_counters(mode)?;
         space.room = Some(room);
         space.gadgets = Some(gadgets);
         self.armory.prepare_modules(&mut pending, tid, process, &mut space, self.options, self.drain)?;

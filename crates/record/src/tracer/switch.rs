@@ -7,7 +7,7 @@
 use std::{
     collections::BTreeMap,
     ffi::{OsStr, OsString},
-    fs,
+    fs, io,
     mem::offset_of,
     os::unix::ffi::OsStrExt,
     path::PathBuf,
@@ -16,7 +16,10 @@ use std::{
 };
 
 use trapline_abi::{agent::Config, counters::MAX_RECORDED};
-use trapline_engine::insn::{CALL_BYTES, encode};
+use trapline_engine::{
+    Mode,
+    insn::{CALL_BYTES, encode},
+};
 
 use super::{Tid, Tracer, ptrace, spawn, stop::Crowd};
 use crate::{
@@ -75,7 +78,8 @@ impl Tracer<'_> {
         let words = command.split(|byte| *byte == 0).filter(|word| !word.is_empty());
         let command: Vec<OsString> = words.map(|word| OsStr::from_bytes(word).to_owned()).collect();
         let options = Options { output, given, ..self.options.clone() };
-        self.drain.tell(Message::Begin(crate::writer(&crate::meta(&command, &options), &options)?));
+        let writer = crate::writer(&crate::meta(&command, &options), &options)?;
+        self.drain.tell(Message::Begin(writer, sites.clone()));
         for space in self.spaces.values() {
             if let Some(counters) = &space.counters {
                 counters.select(&sites);
@@ -105,11 +109,21 @@ impl Tracer<'_> {
         }
     }
 
+    /// The counters of a process of this width, if calls are counted, and there is room for them.
+    pub(super) fn new_counters(&self, mode: Mode) -> io::Result<Option<Arc<Counters>>> {
+        let are_wanted = self.drain.figures().is_some() && mode == Mode::Bits64;
+        are_wanted.then(|| Counters::new().map(Arc::new)).transpose()
+    }
+
     /// Counts in a process, if calls are counted. The child of a fork goes on as its parent does.
     pub(super) fn count_in(&self, id: SpaceId, counters: Option<&Arc<Counters>>) {
-        if let (Some(figures), Some(counters)) = (self.drain.figures(), counters) {
-            counters.select(&self.selection);
-            figures.add(id, Arc::clone(counters));
+        let Some(figures) = self.drain.figures() else { return };
+        match counters {
+            Some(counters) => {
+                counters.select(&self.selection);
+                figures.add(id, Arc::clone(counters));
+            }
+            None => figures.add_folded(id),
         }
     }
 
