@@ -210,7 +210,8 @@ const checks = {
     const area = await page.locator('#flame').boundingBox();
     const frames = (await along('flame', 32)).filter(({ text }) => / %/.test(text));
     const last = frames.at(-1);
-    await page.mouse.dblclick(area.x + last.x + 1, area.y + 32);
+    // Where it was read: a frame may be a pixel wide.
+    await page.mouse.dblclick(area.x + last.x, area.y + 32);
     await settled();
     const zoomed = (await along('flame', 32, 200)).map(({ text }) => text.split(' ')[0]);
     same(new Set(zoomed), new Set([last.text.split(' ')[0]]), 'row of what is zoomed');

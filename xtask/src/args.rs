@@ -29,7 +29,7 @@ Usage: cargo xtask VERB
   pages [--measure | CHECK...]  the page of `trapline html` in Chromium: its numbers are the report's; clicks, search, zooms, keys, themes, small screens,
                                 names for screen readers; controls that have to be found. --measure: how long ten million calls take to open, and
                                 how many frames a second there are while the timeline moves
-  screenshots                   the manual's pictures of `trapline html` and `trapline top`, taken of real runs: writes them below docs/pictures
+  screenshots                   the manual's pictures of `trapline html`, `trapline top` and a live fix, taken of real runs: writes them below docs/pictures
   bench-peers [--quick|--full] [--only PEER]
                                 trapline beside uftrace, XRay, bpftrace and Frida, on the same work: writes docs/benchmarks.md. --quick takes fewer calls, and
                                 --only one tracer; both print instead of writing. --full reports on ten times as many calls

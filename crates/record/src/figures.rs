@@ -312,6 +312,12 @@ impl Board {
         };
         let mut figures: Vec<Figure> = self.tallies.iter().filter(|(_, tally)| tally.calls > 0).map(figure).collect();
         figures.sort_unstable_by_key(|figure| figure.site);
-        Snapshot { figures, uncounted, processes: self.spaces.len() + self.folded.len(), threads, elapsed_ns: passed_ns }
+        Snapshot {
+            figures,
+            uncounted,
+            processes: self.spaces.len() + self.folded.len(),
+            threads,
+            elapsed_ns: passed_ns,
+        }
     }
 }

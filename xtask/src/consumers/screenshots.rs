@@ -1,12 +1,12 @@
 //! `cargo xtask screenshots`: the manual's pictures of what trapline shows, taken of real runs.
 //!
-//! The page of `trapline html` is that of the tutorial's script, as Chromium draws it; `trapline top` runs on a terminal, which is tmux, and what stands there is written as SVG.
+//! The page of `trapline html` is that of the tutorial's script, as Chromium draws it; `trapline top` runs on a terminal, which is tmux, and what stands there is written as SVG. So are the commands that mend a process.
 //! Invariant: a picture is what somebody sees who types the commands of the manual; nothing is drawn by hand.
 
 use std::{
     fs,
     path::Path,
-    process::{Command, ExitCode},
+    process::{Command, ExitCode, Stdio},
 };
 
 use anyhow::{Context, Result};
@@ -44,19 +44,18 @@ pub(crate) fn take() -> Result<ExitCode> {
     page(&tools, &trapline, &folder.0, &pictures)?;
     let picture = pictures.join("top.svg");
     fs::write(&picture, top(&trapline, &folder.0)?).with_context(|| format!("writing {}", picture.display()))?;
+    let picture = pictures.join("live-fix.svg");
+    fs::write(&picture, live_fix(&trapline, &folder.0)?).with_context(|| format!("writing {}", picture.display()))?;
     println!("{} has them", pictures.display());
     Ok(ExitCode::SUCCESS)
 }
 
 fn page(tools: &Tools, trapline: &Path, folder: &Path, pictures: &Path) -> Result<()> {
-    let text = fs::read_to_string(workspace_root().join("docs/tutorial.md")).context("reading the tutorial")?;
-    let blocks = manual::commands(&text).map_err(anyhow::Error::msg)?;
+    let blocks = commands("tutorial.md")?;
     let last = blocks.iter().position(|block| block.contains(RECORDS)).context("the tutorial records nothing")?;
     let mut command = Command::new("/bin/bash");
     command.args(["-e", "-c", &blocks[..=last].concat()]).current_dir(folder);
-    let path = std::env::var("PATH").unwrap_or_default();
-    let own = trapline.parent().context("trapline is in a folder")?.display();
-    install::output(command.env("PATH", format!("{own}:{path}")), "the tutorial")?;
+    install::output(command.env("PATH", path(trapline)?), "the tutorial")?;
     let page = pages::write_page(trapline, &folder.join("before.data"))?;
     let mut command = tools.node_script("screenshots.mjs");
     install::output(command.arg(&page).arg(pictures).arg(SLOW), "Chromium").map(drop)
@@ -72,6 +71,65 @@ fn top(trapline: &Path, folder: &Path) -> Result<String> {
     terminal.key("q");
     terminal.wait_for("the shell", |screen| screen.trim_end().ends_with("ready$"));
     Ok(anstyle_svg::Term::new().render_svg(screen.trim_end()))
+}
+
+/// The commands that mend a process, one after the other, as the manual has them, and what they say.
+fn live_fix(trapline: &Path, folder: &Path) -> Result<String> {
+    let blocks = commands("how-to-live-fix.md")?;
+    let (process, others) = blocks.split_first().context("there is no process to be mended")?;
+    let mut command = Command::new("/bin/bash");
+    command.args(["-e", "-c", &format!("{process}echo $till")]).current_dir(folder).stderr(Stdio::null());
+    let output = command.output().context("starting bash")?;
+    let process = Till(String::from_utf8_lossy(&output.stdout).trim().to_owned());
+    let setup = format!("export till={} PATH={}", process.0, path(trapline)?);
+    fs::write(folder.join("setup"), setup).context("writing the shell's variables")?;
+    let terminal = Terminal::new(folder, HIGH_TERMINAL);
+    // A prompt more is there when a command is done, and not before: nothing scrolls.
+    let wait = |prompts: usize| {
+        let is_waiting =
+            |screen: &str| screen.matches(PROMPT).count() == prompts && screen.trim_end().ends_with(PROMPT);
+        terminal.wait_for("the shell", is_waiting);
+    };
+    terminal.line(". ./setup");
+    wait(2);
+    terminal.line("clear");
+    wait(1);
+    for (prompts, line) in (2..).zip(others.concat().lines()) {
+        terminal.line(line);
+        wait(prompts);
+    }
+    let screen = terminal.tmux(&["capture-pane", "-e", "-p"]);
+    let text = screen.trim_end().trim_end_matches(PROMPT).trim_end().replace(PROMPT, "$");
+    Ok(anstyle_svg::Term::new().render_svg(&text))
+}
+
+/// What the shell on the terminal says when it waits.
+const PROMPT: &str = "ready$";
+
+/// Room for all that is said when a process is mended.
+const HIGH_TERMINAL: (u16, u16) = (96, 40);
+
+/// The number of the process that is mended, which ends with this.
+struct Till(String);
+
+impl Drop for Till {
+    fn drop(&mut self) {
+        // An error means that it has ended.
+        let _ = Command::new("kill").arg(&self.0).status();
+    }
+}
+
+/// The blocks of commands of a page.
+fn commands(page: &str) -> Result<Vec<String>> {
+    let text =
+        fs::read_to_string(workspace_root().join("docs").join(page)).with_context(|| format!("reading {page}"))?;
+    manual::commands(&text).map_err(anyhow::Error::msg)
+}
+
+/// Where programs are looked for, this trapline first.
+fn path(trapline: &Path) -> Result<String> {
+    let own = trapline.parent().context("trapline is in a folder")?.display();
+    Ok(format!("{own}:{}", std::env::var("PATH").unwrap_or_default()))
 }
 
 /// The seconds that `top` tells in its first line.
