@@ -247,6 +247,7 @@ fn address_sanitizer_has_nothing_to_say() {
     }
 }
 
+/// At 32 bit, Valgrind needs a C library with debug information: Debian's libc6:i386 and libc6-dbg:i386, not the one of gcc-multilib.
 #[test]
 #[ignore = "takes a quarter of a minute"]
 fn valgrind_has_nothing_to_say() {
