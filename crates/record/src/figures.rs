@@ -1,7 +1,7 @@
 //! What functions do, while they do it: a source of live figures, and of orders about them.
 //!
 //! Owns [`Figures`], which is shared by whoever shows figures and by the recorder: the tracer and the drain tell it of modules, counters and ends, and do what it was
-//! ordered. Nothing is recorded for it where threads can count in place, and a look adds up what is new; what others record is [`folded`](crate::folded) into the same
+//! ordered. Nothing is recorded for it where threads can count in place, and a look adds up what is new; what others record is folded (`folded.rs`) into the same
 //! sums. Invariant: each call that was counted is in the sums
 //! once, also of threads and processes that are gone.
 

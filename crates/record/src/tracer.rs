@@ -369,8 +369,6 @@ impl<'a> Tracer<'a> {
     fn adopt(&mut self, tid: Tid, id: SpaceId) -> io::Result<Vec<i32>> {
         let Some(task) = self.tasks.get(&tid) else { return Ok(Vec::new()) };
         let (process, pid_inside, forbidden, given) = (task.process, task.tid_inside, task.forbidden, task.given);
-        let Some(mode) = self.spaces.get(&id).map(|space| space.agent.mode) else { return Ok(Vec::new()) };
-        let counters = self.new_counters(mode)?;
         let Some(space) = self.spaces.get_mut(&id) else { return Ok(Vec::new()) };
         let memory = Memory::open(tid)?;
         let registers = ptrace::registers(tid)?;
@@ -380,7 +378,7 @@ impl<'a> Tracer<'a> {
         }
         let chunks = self.options.chunks_for(space.agent.mode);
         let pool = Pool::new(chunks, self.options.on_full).map(Arc::new)?;
-        space.counters = counters;
+        space.counters = switch::counters(self.drain, space.agent.mode)?;
         let mut remote = Remote::on_errand(tid, &memory, space.agent.errand)?;
         let mapped = space.map_pool(&mut remote, &memory, &pool, None);
         let signals = remote.finish()?;

@@ -283,7 +283,7 @@ impl Tracer<'_> {
         let mut space = Space::new(agent);
         space.memory = Some(memory);
         let pool = Arc::new(Pool::new(self.options.chunks_for(mode), self.options.on_full)?);
-        space.counters = self.new_counters(mode)?;
+        space.counters = super::switch::counters(self.drain, mode)?;
         space.room = Some(room);
         space.gadgets = Some(gadgets);
         self.armory.prepare_modules(&mut pending, tid, process, &mut space, self.options, self.drain)?;

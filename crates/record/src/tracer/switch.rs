@@ -25,7 +25,7 @@ use super::{Tid, Tracer, ptrace, spawn, stop::Crowd};
 use crate::{
     Options,
     counters::Counters,
-    drain::{Message, SpaceId},
+    drain::{Drain, Message, SpaceId},
     error::Error,
     figures::Order,
     space::Stubs,
@@ -109,12 +109,6 @@ impl Tracer<'_> {
         }
     }
 
-    /// The counters of a process of this width, if calls are counted, and there is room for them.
-    pub(super) fn new_counters(&self, mode: Mode) -> io::Result<Option<Arc<Counters>>> {
-        let are_wanted = self.drain.figures().is_some() && mode == Mode::Bits64;
-        are_wanted.then(|| Counters::new().map(Arc::new)).transpose()
-    }
-
     /// Counts in a process, if calls are counted. The child of a fork goes on as its parent does.
     pub(super) fn count_in(&self, id: SpaceId, counters: Option<&Arc<Counters>>) {
         let Some(figures) = self.drain.figures() else { return };
@@ -185,6 +179,12 @@ impl Tracer<'_> {
             Vec::new()
         })
     }
+}
+
+/// The counters of a process of this width, if calls are counted, and there is room for them.
+pub(super) fn counters(drain: &Drain, mode: Mode) -> io::Result<Option<Arc<Counters>>> {
+    let are_wanted = drain.figures().is_some() && mode == Mode::Bits64;
+    are_wanted.then(|| Counters::new().map(Arc::new)).transpose()
 }
 
 impl Off {
