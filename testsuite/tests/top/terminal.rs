@@ -6,6 +6,7 @@ use trapline_testsuite::{
     program::{Optimised, Program},
     run,
     scratch::Scratch,
+    snapshot::{Own, Snapshot},
     terminal::Terminal,
     trace::Report,
     trapline,
@@ -22,6 +23,10 @@ fn it_is_driven_on_a_terminal_and_leaves_it_as_it_was() {
     let words = Program::of(&["attached.cpp"]).build(Optimised::Yes, scratch.path());
     let target = run::Command::new(words.iter().cloned().chain(["calls".into(), "2".into()]), scratch.path()).start();
     run::wait_for(&scratch.join("ready"));
+    let untouched = Snapshot::of(target.pid);
+    // Nothing is left of what has come into the process; while it is counted in, something is there.
+    let complaints = || Snapshot::of(target.pid).complaints(&untouched, Own::Nothing);
+    let assert_left = |when: &str| run::wait_until(&format!("nothing is left {when}"), || complaints().is_empty());
     let terminal = Terminal::new(scratch.path(), (80, 24));
     let before = terminal.settings("before");
     let command = trapline::path().display().to_string();
@@ -29,6 +34,8 @@ fn it_is_driven_on_a_terminal_and_leaves_it_as_it_was() {
     let row = |screen: &str| screen.lines().nth(2).unwrap_or_default().to_owned();
     let screen = terminal.wait_for("a row", |screen| screen.contains("[attached"));
     assert!(screen.contains("calls/s") && screen.contains("q leave"), "{screen}");
+    let found = complaints();
+    assert!(["its code is changed", "was not mapped"].iter().all(|what| found.concat().contains(what)), "{found:?}");
     // A search, and all again.
     terminal.line("/no such name");
     terminal.wait_for("no row", |screen| !screen.contains("[attached"));
@@ -77,6 +84,7 @@ fn it_is_driven_on_a_terminal_and_leaves_it_as_it_was() {
     terminal.wait_for("the shell", is_over(&scratch.join("status")));
     assert_eq!(fs::read_to_string(scratch.join("status")).expect("a status"), "0\n");
     assert_eq!(terminal.settings("after"), before);
+    assert_left("after `q`");
     // A signal leaves it as well.
     fs::remove_file(scratch.join("status")).expect("it is there");
     terminal.line(&format!("sh -c 'echo $$ > number; exec {command} top -p {}'; echo $? > status", target.pid));
@@ -86,6 +94,7 @@ fn it_is_driven_on_a_terminal_and_leaves_it_as_it_was() {
     run::signal("TERM", number.trim());
     terminal.wait_for("the shell", is_over(&scratch.join("status")));
     assert_eq!(terminal.settings("at_last"), before);
+    assert_left("after a signal");
     // So does a terminal that is closed.
     fs::remove_file(scratch.join("number")).expect("it is there");
     terminal.line(&format!("sh -c 'echo $$ > number; exec {command} top -p {}'", target.pid));
@@ -95,4 +104,10 @@ fn it_is_driven_on_a_terminal_and_leaves_it_as_it_was() {
     drop(terminal);
     let task = Path::new("/proc").join(number.trim());
     run::wait_until(&"its end without a terminal", || !task.exists());
+    assert_left("without a terminal");
+    // It has checked all of its results.
+    fs::write(scratch.join("over"), "").expect("a folder of our own");
+    run::signal("TERM", &target.pid.to_string());
+    let outcome = target.finish();
+    assert_eq!((outcome.end, outcome.text()), (run::End::Status(7), "right\n".to_owned()));
 }
