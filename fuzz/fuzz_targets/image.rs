@@ -12,7 +12,7 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
         selected: &selected,
         bias: 0x5555_5555_4000,
         stubs_at: Addr::new(0x5555_6000_0000),
-        entries: Entries { enter: entry, enter_keep_flags: entry, enter_limited: entry, point: entry },
+        entries: Entries::all_at(entry),
         first_site: 0,
         returns: true,
         limit_depth: false,

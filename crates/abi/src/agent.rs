@@ -48,8 +48,10 @@ pub mod symbol {
     pub const ENTER_KEEP_FLAGS: &str = "trapline_enter_keep_flags";
     /// The same; returns of frames deeper than [`Config::max_depth`](super::Config::max_depth) are not hooked and leave no record.
     pub const ENTER_LIMITED: &str = "trapline_enter_limited";
-    /// Entry: a call whose return is not to be seen. Flags are kept.
+    /// Entry: a call whose return is not to be seen. Arithmetic flags are lost.
     pub const POINT: &str = "trapline_point";
+    /// The same; flags are kept.
+    pub const POINT_KEEP_FLAGS: &str = "trapline_point_keep_flags";
     /// Where hooked functions return to: the value that a hooked slot holds.
     pub const RETURN: &str = "trapline_return";
     /// Jumped to from the dynamic linker's `_dl_debug_state`: tells the recorder that objects came or went, waits until it has seen to that, and

@@ -138,6 +138,7 @@ global_asm!(
     stubs! {
         "through_nothing": "returns";
         "through_point": "trapline_point";
+        "through_point_keep_flags": "trapline_point_keep_flags";
     },
     hooked_stubs! {
         "through_enter": "trapline_enter";
@@ -178,6 +179,7 @@ unsafe extern "C" {
     fn through_keep_flags();
     fn through_limited();
     fn through_point();
+    fn through_point_keep_flags();
     fn spoils_rax();
     fn spoils_r10();
     fn spoils_r11();
@@ -389,8 +391,13 @@ fn the_entry_with_a_limit_keeps_all() {
 }
 
 #[test]
-fn the_entry_without_a_return_keeps_all() {
-    every_way(through_point, ARITHMETIC);
+fn the_entry_without_a_return_keeps_all_but_flags() {
+    every_way(through_point, 0);
+}
+
+#[test]
+fn the_entry_without_a_return_that_keeps_flags_keeps_all() {
+    every_way(through_point_keep_flags, ARITHMETIC);
 }
 
 #[test]

@@ -33,7 +33,7 @@ fn main() {
             bias,
             stubs_at: Addr::new(bias)
                 .after(usize::try_from(image.text_range().end.value()).unwrap_or(0).next_multiple_of(1 << 24)),
-            entries: Entries { enter: entry, enter_keep_flags: entry, enter_limited: entry, point: entry },
+            entries: Entries::all_at(entry),
             first_site: 0,
             returns: true,
             limit_depth: false,

@@ -30,6 +30,15 @@ pub struct Entries {
     pub enter_limited: Addr,
     /// `trapline_abi::agent::symbol::POINT`.
     pub point: Addr,
+    /// `trapline_abi::agent::symbol::POINT_KEEP_FLAGS`.
+    pub point_keep_flags: Addr,
+}
+
+impl Entries {
+    /// All of them in one place.
+    pub const fn all_at(at: Addr) -> Self {
+        Self { enter: at, enter_keep_flags: at, enter_limited: at, point: at, point_keep_flags: at }
+    }
 }
 
 /// What is to be armed, and where.
@@ -157,7 +166,7 @@ const ALIGN_BYTES: usize = 16;
 const VENEER_BYTES: usize = 16;
 
 /// One for each of the [`Entries`].
-const VENEERS: usize = 4;
+const VENEERS: usize = 5;
 
 /// How many bytes the stubs of these functions take at most, with the table of their places.
 pub(crate) fn stub_bytes_bound(functions: &[Function], selected: &[usize], shims: &[Shim]) -> usize {
@@ -233,8 +242,9 @@ pub(crate) fn arm(image: &Image, request: &ArmRequest<'_>) -> Armed {
     let (rooms, len_bytes) = layout(image.functions(), &wanted);
     let mut armed = Armed { stubs: vec![FILLER; len_bytes], ..Armed::default() };
     let entries = request.entries;
-    let all = [entries.enter, entries.enter_keep_flags, entries.enter_limited, entries.point];
-    for (index, entry) in all.into_iter().enumerate() {
+    let hooking = [entries.enter, entries.enter_keep_flags, entries.enter_limited];
+    let all = hooking.into_iter().chain([entries.point, entries.point_keep_flags]);
+    for (index, entry) in all.enumerate() {
         armed.stubs[veneer_at(index)..][..VENEER_BYTES].copy_from_slice(&veneer(image.mode(), entry));
     }
     let parts: Vec<Result<Part, Reason>> = wanted
@@ -467,7 +477,8 @@ struct Entry {
 fn entry_for(request: &ArmRequest<'_>, plan: &Plan) -> Entry {
     let entries = request.entries;
     if plan.entry_only.is_some() || !request.returns {
-        Entry { at: entries.point, veneer: 3, hooks: false }
+        let (at, veneer) = if plan.keep_flags { (entries.point_keep_flags, 4) } else { (entries.point, 3) };
+        Entry { at, veneer, hooks: false }
     } else if request.limit_depth {
         Entry { at: entries.enter_limited, veneer: 2, hooks: true }
     } else if plan.keep_flags {

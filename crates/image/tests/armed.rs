@@ -54,18 +54,32 @@ impl Shapes {
     }
 
     fn arm_with_shims(&self, enter: &str, enter_keep_flags: &str, selected: &[usize], shims: &[Shim]) -> Armed {
+        let entries = Entries {
+            enter: self.entry(enter),
+            enter_keep_flags: self.entry(enter_keep_flags),
+            ..Entries::all_at(self.entry("keeps_flags"))
+        };
+        self.arm_for(entries, true, selected, shims)
+    }
+
+    /// Returns are not seen.
+    fn arm_points(&self, point: &str, point_keep_flags: &str) -> Armed {
+        let entries = Entries {
+            point: self.entry(point),
+            point_keep_flags: self.entry(point_keep_flags),
+            ..Entries::all_at(Addr::new(0))
+        };
+        self.arm_for(entries, false, &self.selected(), &[])
+    }
+
+    fn arm_for(&self, entries: Entries, returns: bool, selected: &[usize], shims: &[Shim]) -> Armed {
         self.image.arm(&ArmRequest {
             selected,
             bias: 0,
             stubs_at: STUBS_AT,
-            entries: Entries {
-                enter: self.entry(enter),
-                enter_keep_flags: self.entry(enter_keep_flags),
-                enter_limited: self.entry("keeps_flags"),
-                point: self.entry("keeps_flags"),
-            },
+            entries,
             first_site: 0,
-            returns: true,
+            returns,
             limit_depth: false,
             shims,
             diverted: &[],
@@ -235,11 +249,22 @@ fn every_instruction_of_a_stub_stands_for_one_of_the_program() {
 fn entries_that_lose_flags_would_be_seen() {
     let shapes = Shapes::build();
     let (plain, _) = shapes.run(None);
-    let (results, _) = shapes.run(Some(&shapes.arm("keeps_flags", "loses_flags")));
-    let differ: Vec<_> =
-        plain.iter().zip(&results).filter(|(plain, armed)| plain != armed).map(|(plain, _)| plain).collect();
-    let names: Vec<_> = differ.iter().map(|line| line.split(' ').next().unwrap_or_default()).collect();
-    assert_eq!(names, ["reads_carry", "reads_carry_later"]);
+    for armed in [shapes.arm("keeps_flags", "loses_flags"), shapes.arm_points("keeps_flags", "loses_flags")] {
+        let (results, _) = shapes.run(Some(&armed));
+        let differ: Vec<_> =
+            plain.iter().zip(&results).filter(|(plain, armed)| plain != armed).map(|(plain, _)| plain).collect();
+        let names: Vec<_> = differ.iter().map(|line| line.split(' ').next().unwrap_or_default()).collect();
+        assert_eq!(names, ["reads_carry", "reads_carry_later"]);
+    }
+}
+
+#[test]
+fn functions_whose_returns_are_not_seen_return_what_they_returned() {
+    let shapes = Shapes::build();
+    let (plain, _) = shapes.run(None);
+    let (results, hits) = shapes.run(Some(&shapes.arm_points("loses_flags", "keeps_flags")));
+    assert_eq!(results, plain);
+    assert_eq!((hits["plain"], hits["crowded"]), (4, 4));
 }
 
 #[test]

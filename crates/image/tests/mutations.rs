@@ -47,7 +47,7 @@ fn exercise(bytes: Vec<u8>) -> usize {
         selected: &selected,
         bias: 0x5555_5555_4000,
         stubs_at: Addr::new(0x5555_6000_0000),
-        entries: Entries { enter: entry, enter_keep_flags: entry, enter_limited: entry, point: entry },
+        entries: Entries::all_at(entry),
         first_site: 0,
         returns: true,
         limit_depth: true,

@@ -48,7 +48,7 @@ fn arm_all(image: &Image, entries: Addr) -> (Vec<usize>, Armed, u64) {
         selected: &selected,
         bias,
         stubs_at: Addr::new(end),
-        entries: Entries { enter: entries, enter_keep_flags: entries, enter_limited: entries, point: entries },
+        entries: Entries::all_at(entries),
         first_site: 1000,
         returns: true,
         limit_depth: false,

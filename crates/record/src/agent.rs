@@ -70,6 +70,7 @@ mod tests {
             symbol::ENTER_KEEP_FLAGS,
             symbol::ENTER_LIMITED,
             symbol::POINT,
+            symbol::POINT_KEEP_FLAGS,
             symbol::RETURN,
             symbol::OBJECTS_CHANGED,
             symbol::SANDBOX,

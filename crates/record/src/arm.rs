@@ -563,6 +563,7 @@ pub(crate) fn agent_at(
             enter_keep_flags: at(symbol::ENTER_KEEP_FLAGS)?,
             enter_limited: at(symbol::ENTER_LIMITED)?,
             point: at(symbol::POINT)?,
+            point_keep_flags: at(symbol::POINT_KEEP_FLAGS)?,
         },
         config,
         objects_changed: at(symbol::OBJECTS_CHANGED)?,

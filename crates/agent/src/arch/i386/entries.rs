@@ -222,6 +222,62 @@ macro_rules! enter {
     };
 }
 
+/// The entry that never hooks. `$extra` is the size of what `$save` pushes between eax and the rest.
+macro_rules! point {
+    ($name:literal, $extra:literal, $save:expr, $restore:expr) => {
+        concat!(
+            ".p2align 6\n",
+            ".hidden ",
+            $name,
+            "\n.globl ",
+            $name,
+            "\n.type ",
+            $name,
+            ", @function\n",
+            $name,
+            ":\n",
+            ".cfi_startproc\n",
+            ".cfi_def_cfa_offset 8\n",
+            push!("eax"),
+            $save,
+            push!("ecx"),
+            push!("edx"),
+            push!("esi"),
+            "mov esi, dword ptr [esp + 16 + ",
+            $extra,
+            "]\n",
+            "mov esi, dword ptr [esi + {SITE_ID_OFFSET}]\n",
+            "and esi, {SITE_MASK}\n",
+            reserve!(),
+            write_record!("POINT", concat!(".L", $name, "_full")),
+            ".L",
+            $name,
+            "_leave:\n",
+            ".cfi_remember_state\n",
+            pop!("esi"),
+            pop!("edx"),
+            pop!("ecx"),
+            $restore,
+            pop!("eax"),
+            "ret\n",
+            ".cfi_restore_state\n",
+            ".L",
+            $name,
+            "_full:\n",
+            "call trapline_record_full\n",
+            "jmp .L",
+            $name,
+            "_leave\n",
+            ".cfi_endproc\n",
+            ".size ",
+            $name,
+            ", . - ",
+            $name,
+            "\n",
+        )
+    };
+}
+
 global_asm!(
     ".pushsection .text.trapline,\"ax\",@progbits",
     enter!("trapline_enter", "0", "", "", ""),
@@ -239,31 +295,9 @@ global_asm!(
             "jae .Ltrapline_enter_limited_leave\n",
         )
     ),
-    concat!(
-        ".p2align 6\n",
-        ".hidden trapline_point\n.globl trapline_point\n.type trapline_point, @function\n",
-        "trapline_point:\n",
-        ".cfi_startproc\n",
-        ".cfi_def_cfa_offset 8\n",
-        push!("eax"), push_flags!(), push!("ecx"), push!("edx"), push!("esi"),
-        "mov esi, dword ptr [esp + 20]\n",
-        "mov esi, dword ptr [esi + {SITE_ID_OFFSET}]\n",
-        "and esi, {SITE_MASK}\n",
-        reserve!(),
-        write_record!("POINT", ".Ltrapline_point_full"),
-        ".Ltrapline_point_leave:\n",
-        ".cfi_remember_state\n",
-        pop!("esi"), pop!("edx"), pop!("ecx"), pop_flags!(), pop!("eax"),
-        "ret\n",
-        ".cfi_restore_state\n",
-        ".Ltrapline_point_full:\n",
-        "call trapline_record_full\n",
-        "jmp .Ltrapline_point_leave\n",
-        ".cfi_endproc\n",
-        ".size trapline_point, . - trapline_point\n",
-        ".hidden trapline_entries_end\n.globl trapline_entries_end\n",
-        "trapline_entries_end:\n",
-    ),
+    point!("trapline_point", "0", "", ""),
+    point!("trapline_point_keep_flags", "4", push_flags!(), pop_flags!()),
+    ".hidden trapline_entries_end\n.globl trapline_entries_end\ntrapline_entries_end:",
     r#"
     # Forgets the frames whose slots are among the eax words above the slot in edx. eax and ecx are lost.
     .p2align 4
