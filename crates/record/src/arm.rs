@@ -186,7 +186,7 @@ impl Armory {
         image.clean(remote, &memory)?;
         let pool = Pool::new(options.chunks, options.on_full).map(Arc::new)?;
         let mut space = Space::new(agent);
-        space.counters = drain.figures().map(|_| Counters::new().map(Arc::new)).transpose()?;
+        space.counters = if drain.figures().is_some() { Counters::of(tid, Mode::Bits64)? } else { None };
         let mappings = maps::read(tid)?;
         let place = space.place_pool(&pool, &mappings)?;
         space.place_counters(&mappings)?;

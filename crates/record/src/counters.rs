@@ -5,11 +5,14 @@
 
 use std::{
     collections::HashMap,
-    io,
+    fs, io,
     mem::offset_of,
     ops::Range,
     os::fd::{AsRawFd, RawFd},
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use trapline_abi::counters::{
@@ -17,7 +20,12 @@ use trapline_abi::counters::{
     middle_of, region_offset,
 };
 
-use crate::sys::shared::{self, SharedMemory};
+use trapline_engine::Mode;
+
+use crate::sys::{
+    Tid,
+    shared::{self, SharedMemory},
+};
 
 /// Words of a [`Counter`].
 const WORDS: usize = size_of::<Counter>() / size_of::<u64>();
@@ -85,6 +93,13 @@ pub(crate) struct Counters {
 pub(crate) type Seen = HashMap<(usize, u32), [u64; WORDS]>;
 
 impl Counters {
+    /// Those of a process of this width; `None` if it has no room for them: few addresses, or all of its memory is kept from being paged out.
+    pub(crate) fn of(tid: Tid, mode: Mode) -> io::Result<Option<Arc<Self>>> {
+        let read = |name: &str| fs::read_to_string(format!("/proc/{tid}/{name}")).unwrap_or_default();
+        let has_room = mode == Mode::Bits64 && has_room(&read("status"), &read("limits"));
+        has_room.then(|| Self::new().map(Arc::new)).transpose()
+    }
+
     /// All zero.
     #[cfg(target_pointer_width = "64")]
     pub(crate) fn new() -> io::Result<Self> {
@@ -232,6 +247,17 @@ impl Tally {
     }
 }
 
+/// Whether nearly all memory of a process may be of no use to it, by its `status` and `limits`.
+fn has_room(status: &str, limits: &str) -> bool {
+    let after = |text: &str, name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+        line.split_whitespace().next().map(str::to_owned)
+    };
+    let is_locked = after(status, "VmLck:").is_some_and(|kib| kib != "0");
+    let is_limited = after(limits, "Max address space").is_some_and(|bytes| bytes != "unlimited");
+    !is_locked && !is_limited
+}
+
 fn word(words: &[AtomicU64], at: usize) -> u64 {
     words.get(at).map_or(0, |word| word.load(Ordering::Relaxed))
 }
@@ -293,6 +319,18 @@ mod tests {
         count(&counters, (3, 9), offset_of!(Counter, calls), 2);
         counters.add_new(3, &mut seen, &mut tallies);
         assert_eq!(tallies[&9].calls, 15);
+    }
+
+    #[test]
+    fn processes_that_lock_memory_or_have_few_addresses_get_none() {
+        let status = |kib: u32| format!("Name:\tx\nVmLck:\t{kib:>8} kB\n");
+        let limits =
+            |bytes: &str| format!("Max core file size  0  0\nMax address space         {bytes}  unlimited  bytes\n");
+        assert!(has_room(&status(0), &limits("unlimited")));
+        assert!(!has_room(&status(4), &limits("unlimited")));
+        assert!(!has_room(&status(0), &limits("2048000000")));
+        let own = fs::read_to_string("/proc/self/limits").unwrap();
+        assert!(own.contains("\nMax address space "), "{own}");
     }
 
     #[test]

@@ -203,10 +203,7 @@ pub fn watch_running(
     options: &Options,
     figures: &Figures,
 ) -> Result<Summary, Error> {
-    if let Some(reason) = refusal::examine(pid)
-        .or_else(|| refusal::examine_for_counters(pid))
-        .or_else(|| machine::code_can_be_changed().err())
-    {
+    if let Some(reason) = refusal::examine(pid).or_else(|| machine::code_can_be_changed().err()) {
         return Err(Error::NotAttachable { pid, reason });
     }
     spawn::ignore_file_limit();

@@ -91,22 +91,8 @@ pub enum Refusal {
         /// A thread that does.
         thread: Tid,
     },
-    /// It keeps memory from being paged out, which the counters' would be, too.
-    LocksMemory,
     /// Something else.
     Other(String),
-}
-
-/// Why nobody can count in a process that can be recorded.
-pub(crate) fn examine_for_counters(pid: Tid) -> Option<Refusal> {
-    if width::mode_of_program(pid) == Mode::Bits32 {
-        // It gets none.
-        return None;
-    }
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let locked = status.lines().find_map(|line| line.strip_prefix("VmLck:"))?;
-    let is_locked = locked.split_whitespace().next().is_some_and(|kib| kib != "0");
-    is_locked.then_some(Refusal::LocksMemory)
 }
 
 impl Refusal {
@@ -157,9 +143,6 @@ impl fmt::Display for Refusal {
             Self::Bits32 => f.write_str(NO_NARROW_AGENT),
             Self::Static => f.write_str("it is linked statically, which this version cannot record; link it dynamically"),
             Self::Go => f.write_str("it is a Go program, whose stacks move; this version cannot record those"),
-            Self::LocksMemory => f.write_str(
-                "it locks memory (mlock), and all room for counters would take memory at once; record it instead, by `trapline record -p`",
-            ),
             Self::Sandbox => f.write_str(
                 "it has forbidden itself system calls (seccomp), and the agent might be killed for one; launch it by `trapline record`, which is told beforehand",
             ),
@@ -200,7 +183,6 @@ impl Refusal {
             Self::Sandbox => "seccomp",
             Self::ShadowStack => "shadow-stack",
             Self::SegmentInUse { .. } => "segment-in-use",
-            Self::LocksMemory => "locks-memory",
             Self::Other(_) => "other",
         }
     }

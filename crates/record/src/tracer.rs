@@ -26,6 +26,7 @@ use trapline_trace::{How, Load, Process};
 use crate::{
     Options,
     arm::Armory,
+    counters::Counters,
     drain::{Drain, Message, SpaceId},
     error::{Doing, Error},
     exec::{self, Linkers, NewImage, Report, Untraceable},
@@ -378,7 +379,8 @@ impl<'a> Tracer<'a> {
         }
         let chunks = self.options.chunks_for(space.agent.mode);
         let pool = Pool::new(chunks, self.options.on_full).map(Arc::new)?;
-        space.counters = switch::counters(self.drain, space.agent.mode)?;
+        // In place of its parent's, or, if that has none, none.
+        space.counters = space.counters_place.map(|_| Counters::new().map(Arc::new)).transpose()?;
         let mut remote = Remote::on_errand(tid, &memory, space.agent.errand)?;
         let mapped = space.map_pool(&mut remote, &memory, &pool, None);
         let signals = remote.finish()?;

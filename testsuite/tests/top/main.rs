@@ -81,6 +81,24 @@ fn what_is_counted_is_what_a_recording_has() {
     }
 }
 
+/// Few addresses leave no room for counters: records are counted.
+#[test]
+fn a_program_with_a_limit_for_addresses_is_counted() {
+    let scratch = Scratch::new();
+    let program = Program::of(&["fork.c"]).build(Optimised::Yes, scratch.path());
+    let shell = ["/bin/sh", "-c", "ulimit -v 4000000; exec \"$0\""].map(OsString::from);
+    let command = Command::new(shell.into_iter().chain(program), scratch.path());
+    let bare = command.run();
+    let trace = scratch.join("trace");
+    command.behind(trapline::record(&trace, &[])).run();
+    let recorded = Report::read(&trace).expect("a trace");
+    let shown = command.behind(top(&[])).run();
+    assert_eq!((shown.end, shown.error_text()), (bare.end, bare.text()));
+    let counted = calls(&shown.text());
+    assert!(counted.contains_key("main"), "{counted:?}");
+    assert_eq!(differences(&counted, &recorded.calls), Vec::<String>::new());
+}
+
 #[test]
 fn what_debian_ships_is_counted_and_says_what_it_says_without() {
     let scratch = Scratch::new();

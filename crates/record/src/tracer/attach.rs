@@ -27,6 +27,7 @@ use super::{
 };
 use crate::{
     arm::{self, Armory},
+    counters::Counters,
     drain::{Message, SpaceId},
     error::{Doing, Error},
     exec::{self, NewImage, Untraceable},
@@ -283,7 +284,7 @@ impl Tracer<'_> {
         let mut space = Space::new(agent);
         space.memory = Some(memory);
         let pool = Arc::new(Pool::new(self.options.chunks_for(mode), self.options.on_full)?);
-        space.counters = super::switch::counters(self.drain, mode)?;
+        space.counters = if self.drain.figures().is_some() { Counters::of(tid, mode)? } else { None };
         space.room = Some(room);
         space.gadgets = Some(gadgets);
         self.armory.prepare_modules(&mut pending, tid, process, &mut space, self.options, self.drain)?;

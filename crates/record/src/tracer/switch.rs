@@ -7,7 +7,7 @@
 use std::{
     collections::BTreeMap,
     ffi::{OsStr, OsString},
-    fs, io,
+    fs,
     mem::offset_of,
     os::unix::ffi::OsStrExt,
     path::PathBuf,
@@ -16,16 +16,13 @@ use std::{
 };
 
 use trapline_abi::{agent::Config, counters::MAX_RECORDED};
-use trapline_engine::{
-    Mode,
-    insn::{CALL_BYTES, encode},
-};
+use trapline_engine::insn::{CALL_BYTES, encode};
 
 use super::{Tid, Tracer, ptrace, spawn, stop::Crowd};
 use crate::{
     Options,
     counters::Counters,
-    drain::{Drain, Message, SpaceId},
+    drain::{Message, SpaceId},
     error::Error,
     figures::Order,
     space::Stubs,
@@ -179,12 +176,6 @@ impl Tracer<'_> {
             Vec::new()
         })
     }
-}
-
-/// The counters of a process of this width, if calls are counted, and there is room for them.
-pub(super) fn counters(drain: &Drain, mode: Mode) -> io::Result<Option<Arc<Counters>>> {
-    let are_wanted = drain.figures().is_some() && mode == Mode::Bits64;
-    are_wanted.then(|| Counters::new().map(Arc::new)).transpose()
 }
 
 impl Off {
