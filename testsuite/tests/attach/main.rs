@@ -7,7 +7,10 @@
 mod refused;
 
 use std::{
-    env, fs,
+    env,
+    fs::{self, Permissions},
+    os::unix::fs::PermissionsExt,
+    path::Path,
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -17,6 +20,7 @@ use trapline_testsuite::{
     run::{self, Command, End, Outcome, Running},
     scratch::Scratch,
     snapshot::{Own, Snapshot},
+    trace::Report,
     trapline,
 };
 
@@ -229,6 +233,28 @@ fn system_calls_all_the_time() {
 #[test]
 fn libraries_and_children_come_and_go() {
     check(&ATTACHED.library(Library::Argument), &["changes", "4"], Own::Everything, &[]);
+}
+
+/// Whoever joins it finds another program than the one that was looked at.
+#[test]
+fn a_process_that_executes_programs_all_the_time_is_joined() {
+    let scratch = Scratch::new();
+    let (script, trace) = (scratch.join("again"), scratch.join("trace"));
+    fs::write(&script, "#!/bin/sh\n: > ready\nexec \"$0\"\n").expect("a folder of our own");
+    fs::set_permissions(&script, Permissions::from_mode(0o755)).expect("a file of our own");
+    trapline::path();
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let running = Command::new([&script], scratch.path()).start();
+    run::wait_for(&scratch.join("ready"));
+    let mut calls = 0;
+    for round in 0..ATTACHES {
+        let words = trapline::attach(&trace, running.pid, &["--duration", "0.5"]);
+        let outcome = Command::new(&words, scratch.path()).run();
+        assert_eq!(outcome.end, End::Status(0), "round {round}: {}", outcome.error_text());
+        calls += Report::read(&trace).expect("a trace").calls.values().sum::<u64>();
+    }
+    assert!(calls > 0, "programs are recorded from their beginning");
+    assert!(Path::new("/proc").join(running.pid.to_string()).exists(), "it goes on");
 }
 
 #[test]

@@ -12,6 +12,9 @@ use trapline_engine::{Addr, Mode};
 
 use super::Tid;
 
+/// Why nothing can be read.
+const GONE: &str = "its memory is gone: it has executed another program, or ended";
+
 /// The memory of one process.
 #[derive(Debug)]
 pub(crate) struct Memory(File);
@@ -24,7 +27,10 @@ impl Memory {
 
     /// Fills `bytes` from `at`.
     pub(crate) fn read(&self, at: Addr, bytes: &mut [u8]) -> io::Result<()> {
-        self.0.read_exact_at(bytes, at.value())
+        self.0.read_exact_at(bytes, at.value()).map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => io::Error::new(error.kind(), GONE),
+            _ => error,
+        })
     }
 
     /// `len_bytes` from `at`.

@@ -50,6 +50,9 @@ const PATIENCE: (Duration, Duration) = (Duration::from_millis(8), Duration::from
 /// As long as it was not tried for longer than this, nobody stands still for more.
 const SOON: Duration = Duration::from_secs(1);
 
+/// How long a process that is looked at in vain may be one that has just begun.
+const SETTLING: Duration = Duration::from_millis(100);
+
 /// How long it is tried again to come or to leave.
 const PERSISTENCE: Duration = Duration::from_secs(20);
 
@@ -203,11 +206,28 @@ impl Tracer<'_> {
         let started = Instant::now();
         let mut pause = PAUSE.0;
         loop {
+            let objects = maps::read(pid).map(|mappings| code_of(&mappings)).unwrap_or_default();
             let plan = self.plan(process);
             if threads_of(pid).is_empty() {
                 return Err(refused(Refusal::Ended));
             }
-            let mut plan = plan.map_err(not_traceable)?;
+            let mut plan = match plan {
+                Ok(plan) => plan,
+                Err(reason) => {
+                    self.attend(Instant::now() + pause)?;
+                    pause = (pause * 2).min(PAUSE.1);
+                    if self.has_executed(pid, process) {
+                        return Ok(());
+                    }
+                    // What was looked at may have gone meanwhile.
+                    let now = maps::read(pid).map(|mappings| code_of(&mappings)).unwrap_or_default();
+                    let patience = if now == objects { SETTLING } else { PERSISTENCE };
+                    if started.elapsed() > patience {
+                        return Err(not_traceable(reason));
+                    }
+                    continue;
+                }
+            };
             let id = plan.id;
             self.seize_all(pid, process)?;
             if let Some(still) = self.stop(Crowd::Process(process), self.patience(Crowd::Process(process), started)) {
@@ -235,6 +255,9 @@ impl Tracer<'_> {
             if let Some(guard) = &self.guard {
                 guard.let_go(id);
             }
+            if self.has_executed(pid, process) {
+                return Ok(());
+            }
             if !self.tasks.values().any(|task| task.process == process) {
                 return Err(refused(Refusal::Ended));
             }
@@ -247,6 +270,11 @@ impl Tracer<'_> {
             self.attend(Instant::now() + pause)?;
             pause = (pause * 2).min(PAUSE.1);
         }
+    }
+
+    /// Whether a process that is to be armed has executed another program, which is armed when it begins.
+    fn has_executed(&self, pid: Tid, process: u32) -> bool {
+        self.tasks.get(&pid).is_some_and(|task| task.process != process)
     }
 
     /// How long a crowd may take to stand still, of what was begun then: the longer it was tried, the longer.
