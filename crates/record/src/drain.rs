@@ -403,9 +403,11 @@ impl Work {
             let next = space.threads.get(&key).map_or(0, |thread| thread.next_sequence);
             // A thread begins its next chunk before the last one is full, if a signal handler comes in between: that is in nobody's list of full ones.
             let is_early = sequence != next && !is_last;
+            // A process is told of before it can write; that may have come since the messages were read.
+            let is_known = is_last || space.knows(key.0);
             // Who has begun another one writes nothing more here.
             let is_left = chunks.get(at + 1).is_some_and(|(other, _, _)| *other == key);
-            if is_early || !self.write_chunk((id, &mut space), key, index, is_last, is_left) {
+            if is_early || !is_known || !self.write_chunk((id, &mut space), key, index, is_last, is_left) {
                 held = Some(key);
                 space.doorbell = space.doorbell.wrapping_sub(1);
             }
@@ -524,5 +526,42 @@ impl Work {
             thread.begun = Some(begun);
         }
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use trapline_abi::record::{Event, encode};
+
+    use super::*;
+
+    /// The drain may look at a pool between two messages: what it finds there of a process that it has not heard of has to wait.
+    #[test]
+    fn records_that_are_there_before_their_process_is_known_are_taken_once() {
+        const CALLS: usize = 100;
+        let (figures, id) = (Figures::default(), SpaceId(0));
+        let pool = Arc::new(Pool::new(4, OnFull::Block).unwrap());
+        let chunk = pool.chunk(0);
+        chunk.pid.store(1, Ordering::Relaxed);
+        chunk.tid.store(7, Ordering::Relaxed);
+        for word in &pool.records(0)[..CALLS] {
+            word.store(encode(Event::Point { site: 3 }, shared::tsc()), Ordering::Relaxed);
+        }
+        chunk.state.store(state::with(state::taken_by(0, 7), state::ACTIVE), Ordering::Release);
+        figures.add_folded(id);
+        let drain = Drain::start(Sink::Figures(figures.clone()), OnFull::Block, Arc::default(), |_| ()).unwrap();
+        drain.tell(Message::Pool(id, Arc::clone(&pool)));
+        let heartbeat = || pool.header().heartbeat.load(Ordering::Relaxed);
+        let flushed = Instant::now() + FLUSH_EVERY * 2;
+        let looks = heartbeat() + 2;
+        while Instant::now() < flushed || heartbeat() < looks {
+            std::thread::sleep(SLEEP.0);
+        }
+        assert_eq!(figures.look().figures, []);
+        drain.tell(Message::Process { space: id, pid_inside: 1, pid: 1, process: 5 });
+        drain.tell(Message::SpaceEnded(id));
+        drain.finish();
+        let calls: Vec<u64> = figures.look().figures.iter().map(|figure| figure.calls).collect();
+        assert_eq!(calls, [CALLS as u64]);
     }
 }

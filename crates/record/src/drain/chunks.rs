@@ -9,7 +9,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use trapline_abi::{pool::state, record::is_written};
@@ -46,6 +46,8 @@ pub(super) struct Space {
     pub(super) doorbell: u32,
     pub(super) answered: u32,
     pub(super) processes: HashMap<u32, (Tid, u32)>,
+    /// Processes that have written, and that nobody has told of: since when.
+    strangers: HashMap<u32, Instant>,
     pub(super) threads: HashMap<(u32, u32), Thread>,
     /// Chunks that became full before their threads had filled them.
     pub(super) ended_early: Vec<Taken>,
@@ -53,6 +55,9 @@ pub(super) struct Space {
     /// somebody else's chunk if it were free.
     pub(super) kept_back: VecDeque<(usize, u32)>,
 }
+
+/// How long a process may write that nobody has told of.
+const STRANGERS_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Which chunks a look at a pool is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -100,8 +105,22 @@ pub(super) fn chunks_to_write(space: &Space, look: Look) -> Vec<ChunkAt> {
 impl Space {
     /// A pool that nobody has written to.
     pub(super) fn new(pool: Arc<Pool>) -> Self {
-        let (processes, threads) = (HashMap::new(), HashMap::new());
-        Self { pool, doorbell: 0, answered: 0, processes, threads, ended_early: Vec::new(), kept_back: VecDeque::new() }
+        Self {
+            pool,
+            doorbell: 0,
+            answered: 0,
+            processes: HashMap::new(),
+            strangers: HashMap::new(),
+            threads: HashMap::new(),
+            ended_early: Vec::new(),
+            kept_back: VecDeque::new(),
+        }
+    }
+
+    /// Whether a process was told of. If that does not come for long, it is taken as it is, so that its threads do not wait for room for ever.
+    pub(super) fn knows(&mut self, pid: u32) -> bool {
+        self.processes.contains_key(&pid)
+            || self.strangers.entry(pid).or_insert_with(Instant::now).elapsed() > STRANGERS_PATIENCE
     }
 
     fn is_used(&self, index: usize) -> bool {
