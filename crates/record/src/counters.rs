@@ -93,7 +93,7 @@ pub(crate) struct Counters {
 pub(crate) type Seen = HashMap<(usize, u32), [u64; WORDS]>;
 
 impl Counters {
-    /// Those of a process of this width; `None` if it has no room for them: few addresses, or all of its memory is kept from being paged out.
+    /// Those of a process of this width; `None` if it has no room for them: it has few addresses, or keeps memory from being paged out.
     pub(crate) fn of(tid: Tid, mode: Mode) -> io::Result<Option<Arc<Self>>> {
         let read = |name: &str| fs::read_to_string(format!("/proc/{tid}/{name}")).unwrap_or_default();
         let has_room = mode == Mode::Bits64 && has_room(&read("status"), &read("limits"));

@@ -212,9 +212,9 @@ impl Work {
         loop {
             match self.inbox.recv_timeout(sleep) {
                 Ok(message) => {
-                    self.take(message);
+                    self.take(message, changed);
                     while let Ok(message) = self.inbox.try_recv() {
-                        self.take(message);
+                        self.take(message, changed);
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => {}
@@ -261,28 +261,30 @@ impl Work {
 
     /// Writes something, if there is a trace.
     fn write(&mut self, write: &dyn Fn(&mut Writer) -> Result<(), trapline_trace::Error>) {
-        if let Some(writer) = &mut self.writer {
+        if let (Some(writer), None) = (&mut self.writer, &self.failure) {
             let result = write(writer);
             self.keep(result);
         }
     }
 
-    /// The first failure is the one that is reported; targets go on untraced.
+    /// The first failure is the one that is reported; targets go on untraced, unless the trace is beside figures.
     fn keep(&mut self, result: Result<(), trapline_trace::Error>) {
         if let Err(error) = result
             && self.failure.is_none()
         {
             self.failure = Some(error);
-            for space in self.spaces.values() {
-                space.pool.close();
+            if self.figures.is_none() {
+                for space in self.spaces.values() {
+                    space.pool.close();
+                }
             }
         }
     }
 
-    fn take(&mut self, message: Message) {
+    fn take(&mut self, message: Message, changed: &dyn Fn(Changed)) {
         match message {
             Message::Pool(id, pool) => {
-                if self.failure.is_some() {
+                if self.failure.is_some() && self.figures.is_none() {
                     pool.close();
                 }
                 self.spaces.insert(id, Space::new(pool));
@@ -317,7 +319,8 @@ impl Work {
             }
             Message::Begin(writer, sites) => {
                 // What is left of the last one belongs to nobody.
-                self.look_at_all(true, &|_| ());
+                self.look_at_all(true, changed);
+                self.failure = None;
                 if let Some(figures) = &self.figures {
                     figures.select(&sites);
                 }
@@ -335,14 +338,14 @@ impl Work {
                 self.story = story;
             }
             Message::End => {
-                self.look_at_all(true, &|_| ());
+                self.look_at_all(true, changed);
                 if let Some(figures) = &self.figures {
                     figures.select(&[]);
                 }
                 let written = self.writer.as_ref().map(|writer| (writer.calls(), writer.path().display().to_string()));
                 self.end_trace();
                 if let (Some(figures), Some((calls, path))) = (&self.figures, written) {
-                    figures.tell(match &self.failure {
+                    figures.tell(match self.failure.take() {
                         Some(failure) => failure.to_string(),
                         None => format!("{calls} calls are in {path}; read it by `trapline report -i {path}`"),
                     });
@@ -367,7 +370,11 @@ impl Work {
             let has_rung = doorbell != space.doorbell;
             space.doorbell = doorbell;
             if (is_flush || has_rung) && !self.only_at_the_end {
+                let began_tsc = shared::tsc();
                 self.look(id, if is_flush { Look::Everything } else { Look::Full });
+                if let (Some(figures), true) = (&self.figures, is_flush) {
+                    figures.has_looked(id, began_tsc);
+                }
             }
         }
     }
@@ -443,9 +450,9 @@ impl Work {
             *next_stream += 1;
             Thread { stream: *next_stream - 1, next_sequence: sequence, is_told: false, begun: None }
         });
-        if !thread.is_told {
+        if !thread.is_told && self.writer.is_some() {
             let stream = thread.stream;
-            thread.is_told = self.writer.is_some();
+            thread.is_told = true;
             let (pid, process) = space.processes.get(&key.0).copied().unwrap_or_default();
             let name = fs::read_to_string(format!("/proc/{pid}/task/{}/comm", key.1)).unwrap_or_default();
             let started_tsc = chunk.opened_tsc.load(Ordering::Relaxed);
@@ -458,13 +465,14 @@ impl Work {
             thread.next_sequence = sequence;
             thread.begun = None;
         }
-        let lost_before = if thread.begun.is_none() { chunk.lost_before.load(Ordering::Relaxed) } else { 0 };
         let mut begun = thread.begun.unwrap_or_else(|| Begun {
             records: 0,
             seen_at_tsc: chunk.opened_tsc.load(Ordering::Relaxed),
             depth: chunk.depth.load(Ordering::Relaxed),
+            lost_before: chunk.lost_before.load(Ordering::Relaxed),
             hole_since: None,
         });
+        let lost_before = begun.lost_before;
         let is_full = is_left || state::of(chunk.state.load(Ordering::Acquire)) == state::FULL;
         let is_last = is_last || is_full && space.ended_early.contains(&pool.taken(index));
         let seen_at_tsc = shared::tsc();
@@ -505,7 +513,8 @@ impl Work {
                 None => (begun.depth, &self.records),
             };
             let write = |writer: &mut Box<Writer>| writer.events(stream, tsc, depth, lost_before, records);
-            let result = self.writer.as_mut().map(write).transpose();
+            let result = self.writer.as_mut().filter(|_| self.failure.is_none()).map(write).transpose();
+            begun.lost_before = 0;
             self.gauge.look(&self.records);
             self.totals.fetch_add(self.records.len() as u64, Ordering::Relaxed);
             begun.records += self.records.len();

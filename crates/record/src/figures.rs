@@ -62,7 +62,8 @@ pub struct Figure {
 pub struct Snapshot {
     /// Of all functions that were called.
     pub figures: Vec<Figure>,
-    /// Calls that could not be counted: more threads at once than there is room for, or threads that may not read the time.
+    /// Calls that could not be counted: more threads at once than there is room for, or threads that may not read the time. Of processes that have no room for counters: records that were lost,
+    /// of which a call has two.
     pub uncounted: u64,
     /// Processes that are counted in now.
     pub processes: usize,
@@ -224,10 +225,17 @@ impl Figures {
         Some(folded.add(batch, selection, beside))
     }
 
+    /// All records of a process without counters were brought that are older than this.
+    pub(crate) fn has_looked(&self, id: SpaceId, tsc: u64) {
+        if let Some(folded) = self.board().folded.get_mut(&id) {
+            folded.has_looked(tsc);
+        }
+    }
+
     /// A thread of a process without counters has ended.
     pub(crate) fn end_folded(&self, id: SpaceId, stream: u32) {
         if let Some(folded) = self.board().folded.get_mut(&id) {
-            folded.end(stream);
+            folded.end(stream, shared::tsc());
         }
     }
 
@@ -235,7 +243,7 @@ impl Figures {
     pub(crate) fn end_all_folded(&self, id: SpaceId) {
         let mut board = self.board();
         if let Some(mut folded) = board.folded.remove(&id) {
-            folded.end_all();
+            folded.end_all(shared::tsc());
             folded.add_new(&mut board.tallies);
         }
     }

@@ -1,4 +1,4 @@
-//! Figures of processes that have no room for counters: 32-bit ones, which record all calls. What becomes of the records is decided here, in the recorder.
+//! Figures of processes that have no room for counters: 32-bit ones, and those with few addresses or locked memory. They record all calls. What becomes of the records is decided here, in the recorder.
 //!
 //! Owns [`Folded`], the open calls of one process, and what its functions have done since somebody looked. Its neighbours are [`figures`](crate::figures), which adds up, and the
 //! [`drain`](crate::drain), which brings the records and writes those that are [selected](Selection). Invariants: each call is added once, when it begins, and its time when it
@@ -12,10 +12,7 @@ use trapline_abi::{
 };
 use trapline_trace::{Batch, Ending, Frame, Frames, Sink, TimedEvent};
 
-use crate::{
-    counters::{Tallies, Tally},
-    sys::shared,
-};
+use crate::counters::{Tallies, Tally};
 
 /// The functions that are recorded beside, if any are.
 #[derive(Debug, Default)]
@@ -50,6 +47,8 @@ impl Selection {
 pub(crate) struct Folded {
     streams: HashMap<u32, Thread>,
     new: Functions,
+    /// All records are here that are older.
+    looked_tsc: u64,
 }
 
 /// What functions have done since somebody looked.
@@ -108,18 +107,26 @@ impl Folded {
         depth
     }
 
-    /// A thread has ended. Its open calls are no more, and their time counts.
-    pub(crate) fn end(&mut self, stream: u32) {
-        let Some(Thread { mut frames, mut active, .. }) = self.streams.remove(&stream) else { return };
-        let (selection, own, beside) = (&Selection::default(), &mut Beside::default(), &mut Vec::new());
-        frames.finish(&mut Sorting { functions: &mut self.new, active: &mut active, selection, own, beside });
+    /// All records were brought that are older than this.
+    pub(crate) fn has_looked(&mut self, tsc: u64) {
+        self.looked_tsc = tsc;
     }
 
-    /// All threads have ended.
-    pub(crate) fn end_all(&mut self) {
+    /// A thread has ended, now. Its open calls are no more, and their time counts.
+    pub(crate) fn end(&mut self, stream: u32, now: u64) {
+        let Some(thread) = self.streams.remove(&stream) else { return };
+        for (frame, ticks, own) in thread.open(now) {
+            let tally = &mut self.new.tallies[frame.data.index as usize].1;
+            tally.own += own;
+            tally.total += if frame.data.is_outermost { ticks } else { 0 };
+        }
+    }
+
+    /// All threads have.
+    pub(crate) fn end_all(&mut self, now: u64) {
         let streams: Vec<u32> = self.streams.keys().copied().collect();
         for stream in streams {
-            self.end(stream);
+            self.end(stream, now);
         }
     }
 
@@ -138,19 +145,27 @@ impl Folded {
         }
     }
 
-    /// Adds to `tallies` what the open calls have taken so far, as if they ended now.
+    /// Adds to `tallies` what the open calls had taken when [all records were here](Self::has_looked): what they go on to take comes later, and nothing is taken back.
     pub(crate) fn add_open(&self, tallies: &mut Tallies) {
-        let now = shared::tsc();
-        for frames in self.streams.values().map(|thread| thread.frames.known()) {
-            let mut inner = 0;
-            for frame in frames.iter().rev() {
-                let (ticks, tally) = (frame.ticks(now), tallies.entry(frame.site).or_default());
-                tally.open += 1;
-                tally.own += ticks.saturating_sub(frame.callees_ticks.saturating_add(inner));
-                tally.total += if frame.data.is_outermost { ticks } else { 0 };
-                inner = ticks;
-            }
+        for (frame, ticks, own) in self.streams.values().flat_map(|thread| thread.open(self.looked_tsc)) {
+            let tally = tallies.entry(frame.site).or_default();
+            tally.open += 1;
+            tally.own += own;
+            tally.total += if frame.data.is_outermost { ticks } else { 0 };
         }
+    }
+}
+
+impl Thread {
+    /// The open calls, the innermost first: how long each has taken, and without what it called, if it ended now.
+    fn open(&self, now: u64) -> impl Iterator<Item = (&Frame<Open>, u64, u64)> {
+        let mut inner = 0;
+        self.frames.known().iter().rev().map(move |frame| {
+            let ticks = frame.ticks(now);
+            let callees = frame.callees_ticks.saturating_add(inner);
+            inner = ticks;
+            (frame, ticks, ticks.saturating_sub(callees))
+        })
     }
 }
 
@@ -220,9 +235,6 @@ impl Sink for Sorting<'_> {
         let ticks = frame.ticks(tsc);
         tally.total += if is_outermost { ticks } else { 0 };
         tally.own += ticks.saturating_sub(frame.callees_ticks);
-        if ending == Ending::Open {
-            return;
-        }
         if let Some(count) = tally.durations.get_mut(bucket_of(ticks)) {
             *count += 1;
         }
@@ -269,10 +281,11 @@ mod tests {
         folded.add_new(&mut tallies);
         assert_eq!([1, 2, 3].map(|site| tallies[&site].calls), [2, 1, 1]);
         assert_eq!((tallies[&1].total, folded.threads()), (0, 1));
+        folded.has_looked(1280);
         let mut open = Tallies::new();
         folded.add_open(&mut open);
         assert_eq!((open[&1].open, open[&2].open, open.len()), (2, 1, 2));
-        assert_eq!(open[&1].total, open[&1].own + open[&2].own, "each tick is one function's own");
+        assert_eq!((open[&1].total, open[&1].own, open[&2].own), (280, 200, 80), "each tick is one function's own");
         let second = records(&[(EXIT(3), 1300), (EXIT(2), 1400), (EXIT(1), 2000)]);
         folded.add(&batch(&second, 0), &selection, &mut Vec::new());
         for _ in 0..2 {
@@ -283,7 +296,7 @@ mod tests {
         }
         // Who ends with a call leaves its time, and no duration.
         folded.add(&batch(&records(&[(ENTER(2), 3000), (ENTER(1), 3050)]), 0), &selection, &mut Vec::new());
-        folded.end_all();
+        folded.end_all(3050);
         folded.add_new(&mut tallies);
         assert_eq!((tallies[&2].calls, tallies[&2].total, tallies[&2].durations.iter().sum::<u64>()), (2, 150, 1));
         assert_eq!(folded.threads(), 0);

@@ -6,6 +6,7 @@
 //! wrong; a process that cannot be traced runs untraced, and the summary says why.
 
 mod attach;
+mod leaving;
 #[cfg(target_arch = "x86_64")]
 mod patch;
 mod stop;

@@ -206,6 +206,10 @@ impl Writer {
     ) -> Result<Position, Error> {
         let mut start = Position { tsc: near_tsc, depth };
         let mut lost_before = lost_before;
+        if records.is_empty() {
+            // They were lost before the next ones.
+            self.streams.entry(stream).or_default().lost += lost_before;
+        }
         for records in records.chunks(MAX_RECORDS) {
             let encoded = match self.encoder.encode(&Batch { stream, start, lost_before, records }) {
                 Ok(encoded) => encoded,

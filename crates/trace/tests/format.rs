@@ -223,12 +223,13 @@ fn words_that_are_no_records_are_counted_and_left_out() {
     assert_eq!(end, Position { tsc: 60, depth: 0 });
     let end = writer.events(1, end.tsc, end.depth, 5, &[0, 0]).expect("nothing");
     assert_eq!(end, Position { tsc: 60, depth: 0 });
+    writer.events(1, end.tsc, end.depth, 4, &[]).expect("nothing at all");
     writer.events(1, 60, 0, 2, &[enter]).expect("events");
     finish(writer);
     let content = read(&fs::read(&path).expect("the trace")).expect("a trace");
     assert_eq!(content.catalog.losses.torn, 5);
     let lost: Vec<u64> = content.chunks.iter().map(|(chunk, _)| chunk.lost_before).collect();
-    assert_eq!(lost, [0, 7], "what was lost before an empty batch is not forgotten");
+    assert_eq!(lost, [0, 11], "what was lost before an empty batch is not forgotten");
     assert_eq!(content.catalog.end.map(|end| end.records), Some(3));
 }
 

@@ -53,7 +53,7 @@ fn it_is_driven_on_a_terminal_and_leaves_it_as_it_was() {
     terminal.wait_for("calls again", |screen| row(screen).contains(" leaf [") && has_calls(screen));
     terminal.key("Escape");
     terminal.wait_for("all rows", |screen| screen.contains(" deeper ["));
-    // A function that calls itself is recorded, while other things are looked at.
+    // A function that calls itself is recorded.
     terminal.line("/DEEPER");
     terminal.wait_for("its row", |screen| row(screen).contains(" deeper [") && !screen.contains(" leaf ["));
     terminal.key("Down");
@@ -61,6 +61,8 @@ fn it_is_driven_on_a_terminal_and_leaves_it_as_it_was() {
     terminal.wait_for("a recording", |screen| screen.contains("recording deeper for ten seconds"));
     terminal.key("Escape");
     terminal.wait_for("all rows", |screen| screen.contains(" leaf ["));
+    // Another key would clear what is said then.
+    terminal.wait_for("the end of the recording", |screen| screen.contains(" calls are in "));
     // Modules, help, another size.
     terminal.key("m");
     terminal.wait_for("modules", |screen| row(screen).contains("attached") && !row(screen).contains('['));
@@ -75,7 +77,6 @@ fn it_is_driven_on_a_terminal_and_leaves_it_as_it_was() {
         // A key that comes with another size at once would be read with the next key only (crossterm).
         terminal.wait_for("the last line", |screen| screen.lines().nth(height - 1).is_some_and(is_last));
     }
-    terminal.wait_for("the end of the recording", |screen| screen.contains(" calls are in "));
     let recorded = Report::read(&scratch.join("trapline.data")).expect("a trace");
     let names: Vec<&str> = recorded.calls.keys().map(String::as_str).collect();
     assert_eq!((names, recorded.losses()), (vec!["deeper"], Vec::new()), "{recorded:?}");

@@ -36,6 +36,8 @@ pub(super) struct Begun {
     /// Every record behind was written after this.
     pub(super) seen_at_tsc: u64,
     pub(super) depth: u32,
+    /// Records that were lost before the chunk, and that the trace does not know of.
+    pub(super) lost_before: u64,
     /// When a word that is not written yet was met in a full chunk.
     pub(super) hole_since: Option<Instant>,
 }

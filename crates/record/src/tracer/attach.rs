@@ -1,6 +1,6 @@
 //! Processes that run already: recorded for a while, and left as they were.
 //!
-//! Owns how the [tracer](crate::tracer) comes into a process and leaves it. Coming:
+//! Owns how the [tracer](crate::tracer) comes into a process:
 //!
 //! 1. All threads are seized while they run.
 //! 2. What is to be mapped and edited is [prepared](crate::pending) while they run.
@@ -8,7 +8,7 @@
 //!    be another is moved into the stub, and functions that somebody returns into the middle of are left alone; the code is edited.
 //! 4. They go on. From here on all is as if the program had been launched.
 //!
-//! Leaving is [`crate::leave`]'s, tried again until nobody is in the agent. Invariant: if any of it fails, the process is as it was.
+//! How it leaves is its neighbour's, [`leaving`](super::leaving). Invariant: if any of it fails, the process is as it was.
 
 use std::{
     sync::Arc,
@@ -33,7 +33,7 @@ use crate::{
     exec::{self, NewImage, Untraceable},
     guard::Guard,
     inject::{Gadgets, Layout, ThreadRoom},
-    leave::{self, Footprint, Inside, is_kernels, requeue, worker},
+    leave::{Footprint, is_kernels, requeue, worker},
     pending::Pending,
     places::Places,
     pool::Pool,
@@ -54,20 +54,10 @@ const SOON: Duration = Duration::from_secs(1);
 const SETTLING: Duration = Duration::from_millis(100);
 
 /// How long it is tried again to come or to leave.
-const PERSISTENCE: Duration = Duration::from_secs(20);
-
-/// Until when those who are inside are let go on alone, while all others stand still, since these began to stop; but for [`LEAST_NUDGING`] in any case. The
-/// second one counts from then on, when that has not been enough for long, as they get no processor.
-const NUDGING: (Duration, Duration) = (Duration::from_millis(11), Duration::from_millis(100));
-const LEAST_NUDGING: Duration = Duration::from_millis(2);
-
-/// How long each of them goes on, at first and at most: who gets a processor at once is out of the agent long before that. [`LONGEST_MOMENT`] is for those
-/// who get none.
-const MOMENT: (Duration, Duration) = (Duration::from_micros(50), Duration::from_micros(400));
-const LONGEST_MOMENT: Duration = Duration::from_millis(10);
+pub(super) const PERSISTENCE: Duration = Duration::from_secs(20);
 
 /// Between two attempts, the first time and at most.
-const PAUSE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(200));
+pub(super) const PAUSE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(200));
 
 /// Everything that was prepared for one process.
 struct Plan {
@@ -203,73 +193,101 @@ impl Tracer<'_> {
     fn arm_running(&mut self, pid: Tid, process: u32) -> Result<(), Error> {
         let refused = |reason: Refusal| Error::NotAttachable { pid, reason };
         let not_traceable = |reason: Untraceable| refused(Refusal::Other(reason.0));
-        let started = Instant::now();
+        let (started, mut failing) = (Instant::now(), None);
         let mut pause = PAUSE.0;
         loop {
-            let objects = maps::read(pid).map(|mappings| code_of(&mappings)).unwrap_or_default();
+            let objects = code_of_process(pid);
             let plan = self.plan(process);
             if threads_of(pid).is_empty() {
                 return Err(refused(Refusal::Ended));
             }
-            let mut plan = match plan {
-                Ok(plan) => plan,
-                Err(reason) => {
-                    self.attend(Instant::now() + pause)?;
-                    pause = (pause * 2).min(PAUSE.1);
-                    if self.has_executed(pid, process) {
+            let failure = match plan {
+                Ok(plan) => {
+                    failing = None;
+                    if self.try_to_arm(pid, process, plan, started)? {
                         return Ok(());
                     }
-                    // What was looked at may have gone meanwhile.
-                    let now = maps::read(pid).map(|mappings| code_of(&mappings)).unwrap_or_default();
-                    let patience = if now == objects { SETTLING } else { PERSISTENCE };
-                    if started.elapsed() > patience {
-                        return Err(not_traceable(reason));
-                    }
-                    continue;
+                    None
                 }
+                Err(reason) => Some(reason),
             };
-            let id = plan.id;
-            self.seize_all(pid, process)?;
-            if let Some(still) = self.stop(Crowd::Process(process), self.patience(Crowd::Process(process), started)) {
-                if let Some(thread) = user_of_segment(&still) {
-                    self.release_all(&still);
-                    return Err(refused(Refusal::SegmentInUse { thread }));
-                }
-                if is_complete(pid, &still) && is_current(&still, &plan) {
-                    let is_last = started.elapsed() > PERSISTENCE / 4;
-                    match self.carry_out(&still.threads(), &mut plan, is_last).map_err(not_traceable) {
-                        Ok(true) => {
-                            self.armed(pid, &still.threads(), plan, process);
-                            self.resume_all(&still);
-                            return Ok(());
-                        }
-                        Ok(false) => {}
-                        Err(error) => {
-                            self.release_all(&still);
-                            return Err(error);
-                        }
-                    }
-                }
-                self.resume_all(&still);
-            }
-            if let Some(guard) = &self.guard {
-                guard.let_go(id);
-            }
-            if self.has_executed(pid, process) {
+            if !self.heard.is_empty() {
+                // Somebody wants us to end.
                 return Ok(());
+            }
+            self.attend(Instant::now() + pause)?;
+            pause = (pause * 2).min(PAUSE.1);
+            if self.has_executed(pid, process) {
+                return self.wait_for_executed(pid);
             }
             if !self.tasks.values().any(|task| task.process == process) {
                 return Err(refused(Refusal::Ended));
             }
-            if started.elapsed() > PERSISTENCE {
+            if let Some(reason) = failure {
+                // What was looked at may have gone meanwhile, or not be there yet.
+                let since: Instant = *failing.get_or_insert_with(Instant::now);
+                let patience = if code_of_process(pid) == objects { SETTLING } else { PERSISTENCE };
+                if since.elapsed() > patience {
+                    return Err(not_traceable(reason));
+                }
+            } else if started.elapsed() > PERSISTENCE {
                 return Err(not_traceable(Untraceable(
                     "its threads do not stand still, or its libraries keep changing; try again when it is quieter"
                         .to_owned(),
                 )));
             }
-            self.attend(Instant::now() + pause)?;
-            pause = (pause * 2).min(PAUSE.1);
         }
+    }
+
+    /// Carries a plan out in one stop. Returns whether that was possible.
+    fn try_to_arm(&mut self, pid: Tid, process: u32, mut plan: Plan, started: Instant) -> Result<bool, Error> {
+        let refused = |reason: Refusal| Error::NotAttachable { pid, reason };
+        let id = plan.id;
+        self.seize_all(pid, process)?;
+        if let Some(still) = self.stop(Crowd::Process(process), self.patience(Crowd::Process(process), started)) {
+            if let Some(thread) = user_of_segment(&still) {
+                self.release_all(&still);
+                return Err(refused(Refusal::SegmentInUse { thread }));
+            }
+            if is_complete(pid, &still) && is_current(&still, &plan) {
+                let is_last = started.elapsed() > PERSISTENCE / 4;
+                match self.carry_out(&still.threads(), &mut plan, is_last) {
+                    Ok(true) => {
+                        self.armed(pid, &still.threads(), plan, process);
+                        self.resume_all(&still);
+                        return Ok(true);
+                    }
+                    Ok(false) => {}
+                    Err(reason) => {
+                        self.release_all(&still);
+                        return Err(refused(Refusal::Other(reason.0)));
+                    }
+                }
+            }
+            self.resume_all(&still);
+        }
+        if let Some(guard) = &self.guard {
+            guard.let_go(id);
+        }
+        Ok(false)
+    }
+
+    /// Waits until the program is armed that a process has executed while it was looked at.
+    fn wait_for_executed(&mut self, pid: Tid) -> Result<(), Error> {
+        let refused = |reason: Refusal| Err(Error::NotAttachable { pid, reason });
+        let deadline = Instant::now() + PERSISTENCE;
+        while self.heard.is_empty() && Instant::now() < deadline {
+            let Some(task) = self.tasks.get(&pid) else { return refused(Refusal::Ended) };
+            if task.space.is_some() {
+                return Ok(());
+            }
+            if task.loading.is_none() {
+                let reason = self.outcome.untraced.values().next().cloned().unwrap_or_default();
+                return refused(Refusal::Other(format!("it has executed another program, which cannot be: {reason}")));
+            }
+            self.attend(Instant::now() + PAUSE.0)?;
+        }
+        Ok(())
     }
 
     /// Whether a process that is to be armed has executed another program, which is armed when it begins.
@@ -278,7 +296,7 @@ impl Tracer<'_> {
     }
 
     /// How long a crowd may take to stand still, of what was begun then: the longer it was tried, the longer.
-    fn patience(&self, crowd: Crowd, started: Instant) -> Duration {
+    pub(super) fn patience(&self, crowd: Crowd, started: Instant) -> Duration {
         let threads = self.tasks.iter().filter(|(tid, task)| crowd.has(**tid, task)).count();
         let least = PATIENCE.0 + PATIENCE.1 * u32::try_from(threads).unwrap_or(u32::MAX);
         let elapsed = started.elapsed();
@@ -439,127 +457,6 @@ impl Tracer<'_> {
         is_armed.map(drop)
     }
 
-    /// Lets those go that are loading a new program.
-    fn abandon_loading(&mut self, started: Instant) {
-        let loading = |tasks: &std::collections::HashMap<Tid, Task>| {
-            tasks.values().find(|task| task.loading.is_some()).map(|task| task.process)
-        };
-        while let Some(process) = loading(&self.tasks) {
-            let crowd = Crowd::Process(process);
-            if let Some(still) = self.stop(crowd, self.patience(crowd, started)) {
-                for tid in still.threads() {
-                    let image = self.tasks.get_mut(&tid).and_then(|task| task.loading.take());
-                    if let (Some(image), Ok(memory)) = (image, Memory::open(tid)) {
-                        // An error means that it is gone.
-                        let _ = image.abandon(tid, &memory);
-                    }
-                }
-                self.release_all(&still);
-            }
-            if started.elapsed() > PERSISTENCE {
-                break;
-            }
-        }
-    }
-
-    /// Leaves all processes that are recorded.
-    fn leave_all(&mut self) {
-        self.is_leaving = true;
-        let started = Instant::now();
-        self.abandon_loading(started);
-        while let Some(id) = self.spaces.keys().next().copied() {
-            if let Err(inside) = self.leave(id, started) {
-                let text = format!("thread {} is still at {}; the agent stays in its process", inside.tid, inside.at);
-                self.outcome.left.push(text);
-                self.forget_space(id);
-            }
-        }
-    }
-
-    fn forget_space(&mut self, id: SpaceId) {
-        self.tasks.retain(|_, task| task.space != Some(id));
-        if let Some(space) = self.spaces.remove(&id) {
-            if let Some(pool) = &space.pool {
-                pool.close();
-            }
-            self.let_go(id);
-        }
-    }
-
-    /// Nobody uses a memory any more, or it is left.
-    pub(super) fn let_go(&self, id: SpaceId) {
-        if let Some(figures) = self.drain.figures() {
-            figures.ended(id, None);
-        }
-        self.drain.tell(Message::SpaceEnded(id));
-        if let Some(guard) = &self.guard {
-            guard.let_go(id);
-        }
-    }
-
-    /// Tells the guard what a process has of ours now.
-    pub(super) fn tell_guard(&self, id: SpaceId, pid: Tid) {
-        let footprint = self.spaces.get(&id).and_then(Space::footprint);
-        if let (Some(guard), Some(footprint)) = (&self.guard, footprint) {
-            guard.hold(id, pid, &footprint);
-        }
-    }
-
-    /// Leaves a process, or says who is in the way.
-    fn leave(&mut self, id: SpaceId, started: Instant) -> Result<(), Inside> {
-        let mut inside = Inside { tid: 0, at: Addr::default() };
-        let mut pause = PAUSE.0;
-        loop {
-            let space = self.spaces.get(&id).and_then(|space| Some((space.footprint()?, space.memory.clone()?)));
-            let Some((mut footprint, memory)) = space else {
-                self.forget_space(id);
-                return Ok(());
-            };
-            let patience = self.patience(Crowd::Space(id), started);
-            if let Some(mut still) = self.stop(Crowd::Space(id), patience) {
-                let is_starved = started.elapsed() > PERSISTENCE / 8;
-                let mut until = None;
-                // An error, here and below, means that the process is about to end.
-                let _ = footprint.hold_unwinders(&memory, true);
-                let mut moment = MOMENT.0;
-                loop {
-                    let threads = still.threads();
-                    let led = footprint.disarm(&memory).and_then(|()| footprint.lead_out(&threads, &memory));
-                    // An error means that a thread was killed: the whole process is about to end.
-                    let Ok(still_inside) = led else { break };
-                    let Some(first) = still_inside.first() else {
-                        if let Err(error) = leave::withdraw(&threads, &footprint, &memory) {
-                            self.outcome.left.push(error.0);
-                        }
-                        self.release_all(&still);
-                        self.forget_space(id);
-                        return Ok(());
-                    };
-                    inside = *first;
-                    let tids: Vec<Tid> = still_inside.iter().map(|inside| inside.tid).collect();
-                    let until = *until.get_or_insert_with(|| {
-                        let now = Instant::now();
-                        if is_starved { now + NUDGING.1 } else { (still.since + NUDGING.0).max(now + LEAST_NUDGING) }
-                    });
-                    if !self.nudge(&mut still, &tids, moment, until) {
-                        break;
-                    }
-                    moment = (moment * 2).min(if is_starved { LONGEST_MOMENT } else { MOMENT.1 });
-                }
-                let _ = footprint.hold_unwinders(&memory, false);
-                self.resume_all(&still);
-            }
-            if started.elapsed() > PERSISTENCE {
-                return Err(inside);
-            }
-            let heard = std::mem::take(&mut self.heard);
-            // Whoever wants us to end has said so already.
-            let _ = self.attend(Instant::now() + pause);
-            self.heard = heard;
-            pause = (pause * 2).min(PAUSE.1);
-        }
-    }
-
     /// Whether a 32-bit thread failed in the agent because it has lost its segment: then it has it again.
     pub(super) fn has_lost_segment(&self, tid: Tid) -> bool {
         let Some((task, pointer)) = self.tasks.get(&tid).and_then(|task| Some((task, task.given?))) else {
@@ -685,6 +582,11 @@ fn is_current(still: &Still, plan: &Plan) -> bool {
     let is_free =
         |range: AddrRange| mappings.iter().all(|at| at.range.end <= range.start || range.end <= at.range.start);
     code_of(&mappings) == plan.objects && plan.planned().all(is_free)
+}
+
+/// The same of a process; nothing if it cannot be read.
+fn code_of_process(pid: Tid) -> Vec<(AddrRange, u64)> {
+    maps::read(pid).map(|mappings| code_of(&mappings)).unwrap_or_default()
 }
 
 /// What is mapped of files' code.
