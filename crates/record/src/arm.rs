@@ -31,7 +31,7 @@ use crate::{
     agent::Agent,
     counters::Counters,
     divert::Undiverted,
-    drain::Drain,
+    drain::{About, Drain},
     exec::{NewImage, Untraceable},
     figures,
     pending::Pending,
@@ -435,7 +435,7 @@ impl Armory {
             figures.add_module(figures::Module { path, first_site, functions: functions.collect() });
         }
         let (path, build_id) = (name.to_string_lossy().into_owned(), image.build_id().map(<[u8]>::to_vec));
-        drain.write(move |writer| {
+        drain.write(About::Module, move |writer| {
             writer.module(&Module { id, path: &path, build_id: build_id.as_deref(), first_site, functions: &listed })
         });
         let shims = shims::find(&image);

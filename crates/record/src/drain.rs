@@ -6,6 +6,7 @@
 //! thread's chunks are written in their order, which [`chunks`] knows. Invariant: a record reaches the trace once; what cannot reach it is counted.
 
 mod chunks;
+mod story;
 
 use std::{
     collections::HashMap,
@@ -22,7 +23,11 @@ use std::{
 use trapline_abi::pool::{OnFull, state};
 use trapline_trace::{Batch, Losses, Position, Stream, Writer};
 
-use self::chunks::{Begun, Look, Space, Thread, chunks_to_write, record_in};
+pub(crate) use self::story::About;
+use self::{
+    chunks::{Begun, Look, Space, Thread, chunks_to_write, record_in},
+    story::Story,
+};
 use crate::{
     figures::Figures,
     overhead::{Gauge, Overhead},
@@ -63,8 +68,8 @@ pub(crate) enum Message {
     ChunkEnded(SpaceId, Taken),
     /// Nobody uses the pool any more.
     SpaceEnded(SpaceId),
-    /// Something for the trace.
-    Write(ForTheTrace),
+    /// Something for the trace, and whether what it is about is over with it.
+    Write(About, bool, ForTheTrace),
     /// A trace of these sites begins, while figures are shown.
     Begin(Box<Writer>, Vec<u32>),
     /// It is complete.
@@ -116,7 +121,7 @@ impl Drain {
         let mut work = Work {
             writer,
             figures: figures.clone(),
-            story: Vec::new(),
+            story: Story::default(),
             inbox,
             totals,
             only_at_the_end: on_full == OnFull::Overwrite,
@@ -147,8 +152,21 @@ impl Drain {
     }
 
     /// Something for the trace.
-    pub(crate) fn write(&self, write: impl Fn(&mut Writer) -> Result<(), trapline_trace::Error> + Send + 'static) {
-        self.tell(Message::Write(Box::new(write)));
+    pub(crate) fn write(
+        &self,
+        about: About,
+        write: impl Fn(&mut Writer) -> Result<(), trapline_trace::Error> + Send + 'static,
+    ) {
+        self.tell(Message::Write(about, false, Box::new(write)));
+    }
+
+    /// The same, of what is over.
+    pub(crate) fn write_end(
+        &self,
+        about: About,
+        write: impl Fn(&mut Writer) -> Result<(), trapline_trace::Error> + Send + 'static,
+    ) {
+        self.tell(Message::Write(about, true, Box::new(write)));
     }
 
     /// Waits until all that was told is done.
@@ -164,8 +182,8 @@ impl Drain {
 struct Work {
     writer: Option<Box<Writer>>,
     figures: Option<Figures>,
-    /// What a trace that begins later has to be told first.
-    story: Vec<ForTheTrace>,
+    /// While there are figures.
+    story: Story,
     inbox: Receiver<Message>,
     totals: Arc<AtomicU64>,
     only_at_the_end: bool,
@@ -311,10 +329,12 @@ impl Work {
                 }
             }
             Message::SpaceEnded(space) => self.end_space(space),
-            Message::Write(write) => {
+            Message::Write(about, is_end, write) => {
                 self.write(&write);
-                if self.figures.is_some() {
-                    self.story.push(write);
+                if is_end {
+                    self.story.end(about);
+                } else if self.figures.is_some() {
+                    self.story.add(about, write);
                 }
             }
             Message::Begin(writer, sites) => {
@@ -332,7 +352,7 @@ impl Work {
                 }
                 self.writer = Some(writer);
                 let story = std::mem::take(&mut self.story);
-                for write in &story {
+                for write in story.parts() {
                     self.write(write);
                 }
                 self.story = story;

@@ -28,7 +28,7 @@ use crate::{
     Options,
     arm::Armory,
     counters::Counters,
-    drain::{Drain, Message, SpaceId},
+    drain::{About, Drain, Message, SpaceId},
     error::{Doing, Error},
     exec::{self, Linkers, NewImage, Report, Untraceable},
     guard::Guard,
@@ -267,7 +267,7 @@ impl<'a> Tracer<'a> {
             started_tsc: shared::tsc(),
             how,
         };
-        self.drain.write(move |writer| writer.process(&process));
+        self.drain.write(About::Process(id), move |writer| writer.process(&process));
         id
     }
 
@@ -394,7 +394,8 @@ impl<'a> Tracer<'a> {
         space.pool = Some(Arc::clone(&pool));
         let counters = space.counters.clone();
         for load in space.loads(process) {
-            self.drain.write(move |writer| writer.load(&load));
+            let Load { process, module, bias, .. } = load;
+            self.drain.write(About::Mapping { process, module, bias }, move |writer| writer.load(&load));
         }
         self.count_in(id, counters.as_ref());
         self.drain.tell(Message::Pool(id, pool));
@@ -457,7 +458,7 @@ impl<'a> Tracer<'a> {
         self.leave_space(&task);
         let old = task.process;
         let tsc = shared::tsc();
-        self.drain.write(move |writer| writer.exit(old, None, tsc));
+        self.drain.write_end(About::Process(old), move |writer| writer.exit(old, None, tsc));
         task.process = self.new_process(tid, Some(old), How::Exec);
         task.space = None;
         let prepared = if self.is_leaving {
@@ -619,7 +620,7 @@ impl<'a> Tracer<'a> {
                 _ => None,
             };
             let (process, tsc) = (task.process, shared::tsc());
-            self.drain.write(move |writer| writer.exit(process, status, tsc));
+            self.drain.write_end(About::Process(process), move |writer| writer.exit(process, status, tsc));
         }
     }
 
