@@ -7,7 +7,7 @@
 
 use std::{io, path::Path};
 
-use trapline_trace::{Catalog, Clock, Damage, Ending, Frame, Frames, Order, Process, Sink, Timeline};
+use trapline_trace::{Catalog, Clock, Damage, Ending, Frame, Frames, Order, Process, Sink, SiteIndex, Timeline};
 
 use crate::error::Failure;
 
@@ -123,8 +123,7 @@ pub(crate) struct Trace {
     pub(crate) clock: Clock,
     /// By their numbers.
     pub(crate) functions: Vec<Function>,
-    /// For each site, its function's number plus 1, or 0.
-    number_of: Vec<u32>,
+    number_of: SiteIndex,
 }
 
 impl Trace {
@@ -134,23 +133,15 @@ impl Trace {
 
     #[inline]
     fn number(&mut self, site: u32) -> u32 {
-        match self.number_of.get(site as usize) {
-            Some(number) if *number > 0 => number - 1,
-            _ => self.new_number(site),
-        }
+        self.number_of.get(site).unwrap_or_else(|| self.new_number(site))
     }
 
     #[cold]
     fn new_number(&mut self, site: u32) -> u32 {
-        let number = u32::try_from(self.functions.len()).unwrap_or(u32::MAX);
-        if self.number_of.len() <= site as usize {
-            self.number_of.resize(site as usize + 1, 0);
-        }
-        self.number_of[site as usize] = number + 1;
         let found = self.catalog.function(site);
         let address = found.function.map_or(0, |function| function.address);
         self.functions.push(Function { site, name: found.name(), path: found.module_path().to_owned(), address });
-        number
+        self.number_of.add(site)
     }
 }
 
@@ -228,7 +219,7 @@ impl<O: Output> Drive<O> {
         is_wanted: impl Fn(&Catalog, u32) -> bool,
     ) -> Result<Self, Failure> {
         let (timeline, catalog, damage) = Timeline::open(input, O::ORDER, is_wanted).map_err(Failure::Trace)?;
-        let trace = Trace { clock: catalog.clock(), catalog, functions: Vec::new(), number_of: Vec::new() };
+        let trace = Trace { clock: catalog.clock(), catalog, functions: Vec::new(), number_of: SiteIndex::default() };
         output.begin(&trace).map_err(Failure::Output)?;
         let (threads, total) = (Threads::default(), timeline.records());
         Ok(Self { output, trace, timeline, threads, damage, done: 0, total, calls: 0 })

@@ -10,7 +10,7 @@ use trapline_abi::{
     counters::bucket_of,
     record::{self, Event},
 };
-use trapline_trace::{Batch, Ending, Frame, Frames, Sink, TimedEvent};
+use trapline_trace::{Batch, Ending, Frame, Frames, Sink, SiteIndex, TimedEvent};
 
 use crate::counters::{Tallies, Tally};
 
@@ -54,8 +54,7 @@ pub(crate) struct Folded {
 /// What functions have done since somebody looked.
 #[derive(Debug, Default)]
 struct Functions {
-    /// For each site, the index of its function plus 1, or 0.
-    index_of: Vec<u32>,
+    index_of: SiteIndex,
     tallies: Vec<(u32, Tally)>,
 }
 
@@ -172,21 +171,13 @@ impl Thread {
 impl Functions {
     #[inline]
     fn index(&mut self, site: u32) -> u32 {
-        match self.index_of.get(site as usize) {
-            Some(index) if *index > 0 => index - 1,
-            _ => self.new_index(site),
-        }
+        self.index_of.get(site).unwrap_or_else(|| self.new_index(site))
     }
 
     #[cold]
     fn new_index(&mut self, site: u32) -> u32 {
-        let index = u32::try_from(self.tallies.len()).unwrap_or(u32::MAX);
-        if self.index_of.len() <= site as usize {
-            self.index_of.resize(site as usize + 1, 0);
-        }
-        self.index_of[site as usize] = index + 1;
         self.tallies.push((site, Tally::default()));
-        index
+        self.index_of.add(site)
     }
 }
 

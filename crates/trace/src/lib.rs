@@ -17,6 +17,7 @@ mod model;
 mod pace;
 mod profile;
 mod reader;
+mod site_index;
 mod stacks;
 mod timeline;
 mod writer;
@@ -31,6 +32,7 @@ pub use model::{ClockPoint, End, Exit, Function, How, Load, Losses, Meta, Module
 pub use pace::{Estimate, Pace, paces};
 pub use profile::{FunctionProfile, Profile, profile};
 pub use reader::{Chunk, Damage, Functions, ModuleHead, Reader};
+pub use site_index::SiteIndex;
 pub use stacks::{Node, Stacks, stacks};
 pub use timeline::{Order, Part, Timeline};
 pub use trapline_abi::record;

@@ -10,7 +10,8 @@ use std::{cell::RefCell, collections::HashMap, path::Path};
 use rayon::prelude::*;
 
 use crate::{
-    BadChunk, Catalog, Damage, Decoder, Ending, Error, EventsChunk, Frame, Frames, Histogram, Reader, Sink, TimedEvent,
+    BadChunk, Catalog, Damage, Decoder, Ending, Error, EventsChunk, Frame, Frames, Histogram, Reader, Sink, SiteIndex,
+    TimedEvent,
 };
 
 /// Chunks in a batch: some milliseconds of work, some megabytes of memory.
@@ -222,8 +223,7 @@ struct InFrame {
 /// Functions that were called, in the order in which they were met.
 #[derive(Default)]
 struct Counts {
-    /// For each site, the index of its function plus 1, or 0.
-    index_of: Vec<u32>,
+    index_of: SiteIndex,
     tallies: Vec<Tally>,
 }
 
@@ -239,21 +239,13 @@ struct Tally {
 impl Counts {
     #[inline]
     fn index(&mut self, site: u32) -> u32 {
-        match self.index_of.get(site as usize) {
-            Some(index) if *index > 0 => index - 1,
-            _ => self.new_index(site),
-        }
+        self.index_of.get(site).unwrap_or_else(|| self.new_index(site))
     }
 
     #[cold]
     fn new_index(&mut self, site: u32) -> u32 {
-        let index = u32::try_from(self.tallies.len()).unwrap_or(u32::MAX);
-        if self.index_of.len() <= site as usize {
-            self.index_of.resize(site as usize + 1, 0);
-        }
-        self.index_of[site as usize] = index + 1;
         self.tallies.push(Tally { profile: FunctionProfile::new(site), untimed: 0, active: 0 });
-        index
+        self.index_of.add(site)
     }
 }
 
