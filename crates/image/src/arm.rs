@@ -39,6 +39,11 @@ impl Entries {
     pub const fn all_at(at: Addr) -> Self {
         Self { enter: at, enter_keep_flags: at, enter_limited: at, point: at, point_keep_flags: at }
     }
+
+    /// In the order of their veneers.
+    const fn list(self) -> [Addr; VENEERS] {
+        [self.enter, self.enter_keep_flags, self.enter_limited, self.point, self.point_keep_flags]
+    }
 }
 
 /// What is to be armed, and where.
@@ -241,10 +246,7 @@ pub(crate) fn arm(image: &Image, request: &ArmRequest<'_>) -> Armed {
     let wanted = wanted(request.selected, request.shims);
     let (rooms, len_bytes) = layout(image.functions(), &wanted);
     let mut armed = Armed { stubs: vec![FILLER; len_bytes], ..Armed::default() };
-    let entries = request.entries;
-    let hooking = [entries.enter, entries.enter_keep_flags, entries.enter_limited];
-    let all = hooking.into_iter().chain([entries.point, entries.point_keep_flags]);
-    for (index, entry) in all.enumerate() {
+    for (index, entry) in request.entries.list().into_iter().enumerate() {
         armed.stubs[veneer_at(index)..][..VENEER_BYTES].copy_from_slice(&veneer(image.mode(), entry));
     }
     let parts: Vec<Result<Part, Reason>> = wanted
@@ -467,7 +469,7 @@ fn not_moved(error: RelocateError) -> Reason {
 #[derive(Clone, Copy)]
 struct Entry {
     at: Addr,
-    /// Which of the veneers leads there.
+    /// Which of the veneers leads there: its place in [`Entries::list`].
     veneer: usize,
     /// Whether it hooks the return.
     hooks: bool,
@@ -475,17 +477,15 @@ struct Entry {
 
 /// Which entry records the function of this plan.
 fn entry_for(request: &ArmRequest<'_>, plan: &Plan) -> Entry {
-    let entries = request.entries;
-    if plan.entry_only.is_some() || !request.returns {
-        let (at, veneer) = if plan.keep_flags { (entries.point_keep_flags, 4) } else { (entries.point, 3) };
-        Entry { at, veneer, hooks: false }
-    } else if request.limit_depth {
-        Entry { at: entries.enter_limited, veneer: 2, hooks: true }
-    } else if plan.keep_flags {
-        Entry { at: entries.enter_keep_flags, veneer: 1, hooks: true }
-    } else {
-        Entry { at: entries.enter, veneer: 0, hooks: true }
-    }
+    let hooks = plan.entry_only.is_none() && request.returns;
+    let veneer = match (hooks, request.limit_depth, plan.keep_flags) {
+        (true, false, false) => 0,
+        (true, false, true) => 1,
+        (true, true, _) => 2,
+        (false, _, false) => 3,
+        (false, _, true) => 4,
+    };
+    Entry { at: request.entries.list()[veneer], veneer, hooks }
 }
 
 /// What stands above the site's id in front of a stub of 32-bit code: what the function pops.

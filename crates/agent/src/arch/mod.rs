@@ -3,6 +3,9 @@
 //! Neighbours: the entries call [`record`](crate::events) and [`prepare`](crate::frames) when their few instructions do not suffice. Invariant: every
 //! architecture offers the same names.
 
+#[macro_use]
+mod text;
+
 #[cfg(target_arch = "x86")]
 mod i386;
 #[cfg(target_arch = "x86_64")]

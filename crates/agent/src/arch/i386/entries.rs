@@ -51,17 +51,7 @@ macro_rules! site {
 macro_rules! enter {
     ($name:literal, $extra:literal, $save:expr, $restore:expr, $limit:expr) => {
         concat!(
-            ".p2align 6\n",
-            ".hidden ",
-            $name,
-            "\n.globl ",
-            $name,
-            "\n.type ",
-            $name,
-            ", @function\n",
-            $name,
-            ":\n",
-            ".cfi_startproc\n",
+            begin_function!($name),
             ".cfi_def_cfa_offset 8\n",
             push!("eax"),
             $save,
@@ -212,12 +202,7 @@ macro_rules! enter {
             "jmp .L",
             $name,
             "_open\n",
-            ".cfi_endproc\n",
-            ".size ",
-            $name,
-            ", . - ",
-            $name,
-            "\n",
+            end_function!($name),
         )
     };
 }
@@ -226,17 +211,7 @@ macro_rules! enter {
 macro_rules! point {
     ($name:literal, $extra:literal, $save:expr, $restore:expr) => {
         concat!(
-            ".p2align 6\n",
-            ".hidden ",
-            $name,
-            "\n.globl ",
-            $name,
-            "\n.type ",
-            $name,
-            ", @function\n",
-            $name,
-            ":\n",
-            ".cfi_startproc\n",
+            begin_function!($name),
             ".cfi_def_cfa_offset 8\n",
             push!("eax"),
             $save,
@@ -268,12 +243,7 @@ macro_rules! point {
             "jmp .L",
             $name,
             "_leave\n",
-            ".cfi_endproc\n",
-            ".size ",
-            $name,
-            ", . - ",
-            $name,
-            "\n",
+            end_function!($name),
         )
     };
 }

@@ -40,17 +40,7 @@ use crate::frames::Prepared;
 macro_rules! enter {
     ($name:literal, $extra:literal, $save:expr, $restore:expr, $limit:expr) => {
         concat!(
-            ".p2align 6\n",
-            ".hidden ",
-            $name,
-            "\n.globl ",
-            $name,
-            "\n.type ",
-            $name,
-            ", @function\n",
-            $name,
-            ":\n",
-            ".cfi_startproc\n",
+            begin_function!($name),
             ".cfi_def_cfa_offset 16\n",
             push!("rax"),
             $save,
@@ -245,12 +235,7 @@ macro_rules! enter {
             "jmp .L",
             $name,
             "_open\n",
-            ".cfi_endproc\n",
-            ".size ",
-            $name,
-            ", . - ",
-            $name,
-            "\n",
+            end_function!($name),
         )
     };
 }
@@ -259,17 +244,7 @@ macro_rules! enter {
 macro_rules! point {
     ($name:literal, $extra:literal, $save:expr, $restore:expr) => {
         concat!(
-            ".p2align 6\n",
-            ".hidden ",
-            $name,
-            "\n.globl ",
-            $name,
-            "\n.type ",
-            $name,
-            ", @function\n",
-            $name,
-            ":\n",
-            ".cfi_startproc\n",
+            begin_function!($name),
             ".cfi_def_cfa_offset 16\n",
             push!("rax"),
             $save,
@@ -312,12 +287,7 @@ macro_rules! point {
             "jmp .L",
             $name,
             "_leave\n",
-            ".cfi_endproc\n",
-            ".size ",
-            $name,
-            ", . - ",
-            $name,
-            "\n",
+            end_function!($name),
         )
     };
 }
