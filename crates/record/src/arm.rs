@@ -29,7 +29,6 @@ use trapline_trace::{Function, Load, Module, Unload};
 use crate::{
     Options,
     agent::Agent,
-    counters::Counters,
     divert::Undiverted,
     drain::{About, Drain},
     exec::{NewImage, Untraceable},
@@ -186,7 +185,7 @@ impl Armory {
         image.clean(remote, &memory)?;
         let pool = Pool::new(options.chunks, options.on_full).map(Arc::new)?;
         let mut space = Space::new(agent);
-        space.counters = if drain.figures().is_some() { Counters::of(tid, Mode::Bits64)? } else { None };
+        space.counters = drain.counters_for(tid, Mode::Bits64)?;
         let mappings = maps::read(tid)?;
         let place = space.place_pool(&pool, &mappings)?;
         space.place_counters(&mappings)?;

@@ -19,7 +19,6 @@ use trapline_abi::counters::{
     BUCKETS, COUNTERS_AT, CountedFrame, Counter, FRAMES, MAX_COUNTED_SITES, REGION_BYTES, REGIONS, RegionHeader,
     middle_of, region_offset,
 };
-
 use trapline_engine::Mode;
 
 use crate::sys::{

@@ -10,7 +10,7 @@ mod story;
 
 use std::{
     collections::HashMap,
-    fs,
+    fs, io,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -21,7 +21,8 @@ use std::{
 };
 
 use trapline_abi::pool::{OnFull, state};
-use trapline_trace::{Batch, Losses, Position, Stream, Writer};
+use trapline_engine::Mode;
+use trapline_trace::{Batch, Load, Losses, Position, Stream, Unload, Writer};
 
 pub(crate) use self::story::About;
 use self::{
@@ -29,6 +30,7 @@ use self::{
     story::Story,
 };
 use crate::{
+    counters::Counters,
     figures::Figures,
     overhead::{Gauge, Overhead},
     pool::{CHUNK_RECORDS, Pool, Taken},
@@ -112,28 +114,10 @@ impl Drain {
         on_full: OnFull,
         totals: Arc<AtomicU64>,
         changed: impl Fn(Changed) + Send + 'static,
-    ) -> std::io::Result<Self> {
+    ) -> io::Result<Self> {
         let (messages, inbox) = mpsc::channel();
-        let (writer, figures) = match sink {
-            Sink::Trace(writer) => (Some(writer), None),
-            Sink::Figures(figures) => (None, Some(figures)),
-        };
-        let mut work = Work {
-            writer,
-            figures: figures.clone(),
-            story: Story::default(),
-            inbox,
-            totals,
-            only_at_the_end: on_full == OnFull::Overwrite,
-            spaces: HashMap::new(),
-            next_stream: 0,
-            losses: Losses::default(),
-            records: Vec::with_capacity(CHUNK_RECORDS),
-            beside: Vec::new(),
-            gauge: Gauge::new(),
-            failure: None,
-            clock: Clock { tsc: shared::tsc(), monotonic_ns: shared::monotonic_ns() },
-        };
+        let mut work = Work::new(sink, on_full, totals, inbox);
+        let figures = work.figures.clone();
         let thread = std::thread::Builder::new().name("drain".to_owned()).spawn(move || {
             work.run(&changed);
             work.finish()
@@ -167,6 +151,23 @@ impl Drain {
         write: impl Fn(&mut Writer) -> Result<(), trapline_trace::Error> + Send + 'static,
     ) {
         self.tell(Message::Write(about, true, Box::new(write)));
+    }
+
+    /// For the trace: a module is mapped in a process.
+    pub(crate) fn load(&self, load: Load) {
+        let Load { process, module, bias, .. } = load;
+        self.write(About::Mapping { process, module, bias }, move |writer| writer.load(&load));
+    }
+
+    /// The same: it is mapped no more.
+    pub(crate) fn unload(&self, unload: Unload) {
+        let Unload { process, module, bias, .. } = unload;
+        self.write_end(About::Mapping { process, module, bias }, move |writer| writer.unload(&unload));
+    }
+
+    /// What a process of this width is to count in, if calls are counted, and it has room for that.
+    pub(crate) fn counters_for(&self, tid: Tid, mode: Mode) -> io::Result<Option<Arc<Counters>>> {
+        if self.figures.is_some() { Counters::of(tid, mode) } else { Ok(None) }
     }
 
     /// Waits until all that was told is done.
@@ -224,6 +225,29 @@ const FLUSH_EVERY: Duration = Duration::from_millis(200);
 const HOLE_PATIENCE: Duration = Duration::from_millis(500);
 
 impl Work {
+    fn new(sink: Sink, on_full: OnFull, totals: Arc<AtomicU64>, inbox: Receiver<Message>) -> Self {
+        let (writer, figures) = match sink {
+            Sink::Trace(writer) => (Some(writer), None),
+            Sink::Figures(figures) => (None, Some(figures)),
+        };
+        Self {
+            writer,
+            figures,
+            story: Story::default(),
+            inbox,
+            totals,
+            only_at_the_end: on_full == OnFull::Overwrite,
+            spaces: HashMap::new(),
+            next_stream: 0,
+            losses: Losses::default(),
+            records: Vec::with_capacity(CHUNK_RECORDS),
+            beside: Vec::new(),
+            gauge: Gauge::new(),
+            failure: None,
+            clock: Clock { tsc: shared::tsc(), monotonic_ns: shared::monotonic_ns() },
+        }
+    }
+
     fn run(&mut self, changed: &dyn Fn(Changed)) {
         let mut sleep = SLEEP.0;
         let mut last_flush = Instant::now();
@@ -578,18 +602,12 @@ mod tests {
         }
         chunk.state.store(state::with(state::taken_by(0, 7), state::ACTIVE), Ordering::Release);
         figures.add_folded(id);
-        let drain = Drain::start(Sink::Figures(figures.clone()), OnFull::Block, Arc::default(), |_| ()).unwrap();
-        drain.tell(Message::Pool(id, Arc::clone(&pool)));
-        let heartbeat = || pool.header().heartbeat.load(Ordering::Relaxed);
-        let flushed = Instant::now() + FLUSH_EVERY * 2;
-        let looks = heartbeat() + 2;
-        while Instant::now() < flushed || heartbeat() < looks {
-            std::thread::sleep(SLEEP.0);
-        }
+        let mut work = Work::new(Sink::Figures(figures.clone()), OnFull::Block, Arc::default(), mpsc::channel().1);
+        work.take(Message::Pool(id, Arc::clone(&pool)), &|_| ());
+        work.look_at_all(true, &|_| ());
         assert_eq!(figures.look().figures, []);
-        drain.tell(Message::Process { space: id, pid_inside: 1, pid: 1, process: 5 });
-        drain.tell(Message::SpaceEnded(id));
-        drain.finish();
+        work.take(Message::Process { space: id, pid_inside: 1, pid: 1, process: 5 }, &|_| ());
+        work.take(Message::SpaceEnded(id), &|_| ());
         let calls: Vec<u64> = figures.look().figures.iter().map(|figure| figure.calls).collect();
         assert_eq!(calls, [CALLS as u64]);
     }

@@ -11,7 +11,7 @@ use trapline_image::{Diverted, Write};
 use trapline_trace::{Load, Unload};
 
 use crate::{
-    drain::{About, Drain},
+    drain::Drain,
     exec::Untraceable,
     remote::Remote,
     space::{SharedMapping, Space},
@@ -189,12 +189,10 @@ impl Pending {
     /// The second half, of what is assembled.
     pub(crate) fn edit_code(self, space: &mut Space, drain: &Drain) -> Result<(), Untraceable> {
         for unload in self.unloads {
-            let Unload { process, module, bias, .. } = unload;
-            drain.write_end(About::Mapping { process, module, bias }, move |writer| writer.unload(&unload));
+            drain.unload(unload);
         }
         for load in self.loads {
-            let Load { process, module, bias, .. } = load;
-            drain.write(About::Mapping { process, module, bias }, move |writer| writer.load(&load));
+            drain.load(load);
         }
         space.writes.extend(self.others);
         self.pieces.write(&self.memory)?;

@@ -394,8 +394,7 @@ impl<'a> Tracer<'a> {
         space.pool = Some(Arc::clone(&pool));
         let counters = space.counters.clone();
         for load in space.loads(process) {
-            let Load { process, module, bias, .. } = load;
-            self.drain.write(About::Mapping { process, module, bias }, move |writer| writer.load(&load));
+            self.drain.load(load);
         }
         self.count_in(id, counters.as_ref());
         self.drain.tell(Message::Pool(id, pool));

@@ -27,7 +27,6 @@ use super::{
 };
 use crate::{
     arm::{self, Armory},
-    counters::Counters,
     drain::{Message, SpaceId},
     error::{Doing, Error},
     exec::{self, NewImage, Untraceable},
@@ -330,7 +329,7 @@ impl Tracer<'_> {
         let mut space = Space::new(agent);
         space.memory = Some(memory);
         let pool = Arc::new(Pool::new(self.options.chunks_for(mode), self.options.on_full)?);
-        space.counters = if self.drain.figures().is_some() { Counters::of(tid, mode)? } else { None };
+        space.counters = self.drain.counters_for(tid, mode)?;
         space.room = Some(room);
         space.gadgets = Some(gadgets);
         self.armory.prepare_modules(&mut pending, tid, process, &mut space, self.options, self.drain)?;

@@ -157,16 +157,14 @@ impl Tracer<'_> {
         self.drain.write(About::Module, move |writer| {
             writer.module(&Module { id, path: &name, build_id: None, first_site, functions: &functions })
         });
-        let (module, bias) = (id, patch.code.0);
-        let load = Load { process, module, bias, tsc };
-        self.drain.write(About::Mapping { process, module, bias }, move |writer| writer.load(&load));
+        let load = Load { process, module: id, bias: patch.code.0, tsc };
+        self.drain.load(load);
         self.patches.insert((process, patch.at), load);
     }
 
     fn note_gone(&mut self, process: u32, at: u64, tsc: u64) {
         if let Some(Load { process, module, bias, .. }) = self.patches.remove(&(process, at)) {
-            let unload = Unload { process, module, bias, tsc };
-            self.drain.write_end(About::Mapping { process, module, bias }, move |writer| writer.unload(&unload));
+            self.drain.unload(Unload { process, module, bias, tsc });
         }
     }
 
@@ -176,9 +174,7 @@ impl Tracer<'_> {
         let known = self.patches.iter().filter(|((process, _), _)| *process == parent);
         for (at, load) in known.map(|((_, at), load)| (*at, *load)).collect::<Vec<_>>() {
             let load = Load { process: child, tsc, ..load };
-            let Load { module, bias, .. } = load;
-            let about = About::Mapping { process: child, module, bias };
-            self.drain.write(about, move |writer| writer.load(&load));
+            self.drain.load(load);
             self.patches.insert((child, at), load);
         }
     }
