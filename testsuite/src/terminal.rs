@@ -9,13 +9,16 @@ use std::{
 
 use crate::run;
 
-/// A terminal with a shell in it, which waits at `ready$`. It ends with this value.
+/// A terminal with a shell in it. It ends with this value.
 #[derive(Debug)]
 pub struct Terminal {
     folder: PathBuf,
 }
 
 impl Terminal {
+    /// What the shell says when it waits.
+    pub const PROMPT: &str = "ready$";
+
     /// Starts a shell in a folder, which has tmux's socket as well, on so many columns and rows.
     ///
     /// # Panics
@@ -25,9 +28,10 @@ impl Terminal {
         let (columns, rows) = (columns.to_string(), rows.to_string());
         let there = folder.display().to_string();
         let size = ["-x", columns.as_str(), "-y", rows.as_str()];
-        let words = [&["-f", "/dev/null", "new-session", "-d"][..], &size, &["-c", &there, "env PS1='ready$ ' sh"]];
+        let shell = format!("env PS1='{} ' sh", Self::PROMPT);
+        let words = [&["-f", "/dev/null", "new-session", "-d"][..], &size, &["-c", &there, &shell]];
         terminal.tmux(&words.concat());
-        terminal.wait_for("a shell", |screen| screen.contains("ready$"));
+        terminal.wait_for("a shell", |screen| screen.contains(Self::PROMPT));
         terminal
     }
 
@@ -61,6 +65,11 @@ impl Terminal {
     /// What stands there.
     pub fn screen(&self) -> String {
         self.tmux(&["capture-pane", "-p"])
+    }
+
+    /// The same, with the sequences that colour it.
+    pub fn coloured_screen(&self) -> String {
+        self.tmux(&["capture-pane", "-e", "-p"])
     }
 
     /// Waits until something stands there.

@@ -81,6 +81,19 @@ fn what_is_counted_is_what_a_recording_has() {
     }
 }
 
+/// Counts a program and records it: calls, output and end are the same. Returns the calls.
+fn same_as_recorded(command: &Command, scratch: &Scratch, options: &[&str]) -> BTreeMap<String, u64> {
+    let bare = command.run();
+    let trace = scratch.join("trace");
+    command.behind(trapline::record(&trace, options)).run();
+    let recorded = Report::read(&trace).expect("a trace");
+    let shown = command.behind(top(options)).run();
+    assert_eq!((shown.end, shown.error_text()), (bare.end, bare.text()));
+    let counted = calls(&shown.text());
+    assert_eq!(differences(&counted, &recorded.calls), Vec::<String>::new());
+    counted
+}
+
 /// Few addresses leave no room for counters: records are counted.
 #[test]
 fn a_program_with_a_limit_for_addresses_is_counted() {
@@ -88,15 +101,8 @@ fn a_program_with_a_limit_for_addresses_is_counted() {
     let program = Program::of(&["fork.c"]).build(Optimised::Yes, scratch.path());
     let shell = ["/bin/sh", "-c", "ulimit -v 4000000; exec \"$0\""].map(OsString::from);
     let command = Command::new(shell.into_iter().chain(program), scratch.path());
-    let bare = command.run();
-    let trace = scratch.join("trace");
-    command.behind(trapline::record(&trace, &[])).run();
-    let recorded = Report::read(&trace).expect("a trace");
-    let shown = command.behind(top(&[])).run();
-    assert_eq!((shown.end, shown.error_text()), (bare.end, bare.text()));
-    let counted = calls(&shown.text());
+    let counted = same_as_recorded(&command, &scratch, &[]);
     assert!(counted.contains_key("main"), "{counted:?}");
-    assert_eq!(differences(&counted, &recorded.calls), Vec::<String>::new());
 }
 
 #[test]
@@ -109,14 +115,7 @@ fn what_debian_ships_is_counted_and_says_what_it_says_without() {
     } else {
         Command::new(["/usr/bin/sort", "/etc/services", "/etc/passwd"], scratch.path())
     };
-    let bare = command.run();
-    let trace = scratch.join("trace");
-    command.behind(trapline::record(&trace, &["--lib", "libc.so*"])).run();
-    let recorded = Report::read(&trace).expect("a trace");
-    let shown = command.behind(top(&["--lib", "libc.so*"])).run();
-    assert_eq!((shown.end, shown.error_text()), (bare.end, bare.text()));
-    let differ = differences(&calls(&shown.text()), &recorded.calls);
-    assert_eq!(differ, Vec::<String>::new());
+    same_as_recorded(&command, &scratch, &["--lib", "libc.so*"]);
 }
 
 #[test]

@@ -14,7 +14,9 @@ use trapline_testsuite::{
 
 /// The command is over, and the shell waits.
 fn is_over(path: &Path) -> impl Fn(&str) -> bool + '_ {
-    move |screen| path.exists() && screen.trim_end().lines().last().is_some_and(|line| line.starts_with("ready$"))
+    move |screen| {
+        path.exists() && screen.trim_end().lines().last().is_some_and(|line| line.starts_with(Terminal::PROMPT))
+    }
 }
 
 #[test]

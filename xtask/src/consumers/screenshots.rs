@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use trapline_testsuite::terminal::Terminal;
+use trapline_testsuite::{run, terminal::Terminal};
 
 use super::{
     Folder,
@@ -67,9 +67,9 @@ fn top(trapline: &Path, folder: &Path) -> Result<String> {
     let terminal = Terminal::new(folder, TERMINAL);
     terminal.line(&format!("{} top --sort self -- perl endless.pl", trapline.display()));
     terminal.wait_for("a table", |screen| screen.contains("[perl]") && elapsed(screen).is_some_and(|s| s > SECONDS));
-    let screen = terminal.tmux(&["capture-pane", "-e", "-p"]);
+    let screen = terminal.coloured_screen();
     terminal.key("q");
-    terminal.wait_for("the shell", |screen| screen.trim_end().ends_with("ready$"));
+    terminal.wait_for("the shell", |screen| screen.trim_end().ends_with(Terminal::PROMPT));
     Ok(anstyle_svg::Term::new().render_svg(screen.trim_end()))
 }
 
@@ -86,8 +86,9 @@ fn live_fix(trapline: &Path, folder: &Path) -> Result<String> {
     let terminal = Terminal::new(folder, HIGH_TERMINAL);
     // A prompt more is there when a command is done, and not before: nothing scrolls.
     let wait = |prompts: usize| {
-        let is_waiting =
-            |screen: &str| screen.matches(PROMPT).count() == prompts && screen.trim_end().ends_with(PROMPT);
+        let is_waiting = |screen: &str| {
+            screen.matches(Terminal::PROMPT).count() == prompts && screen.trim_end().ends_with(Terminal::PROMPT)
+        };
         terminal.wait_for("the shell", is_waiting);
     };
     terminal.line(". ./setup");
@@ -98,13 +99,10 @@ fn live_fix(trapline: &Path, folder: &Path) -> Result<String> {
         terminal.line(line);
         wait(prompts);
     }
-    let screen = terminal.tmux(&["capture-pane", "-e", "-p"]);
-    let text = screen.trim_end().trim_end_matches(PROMPT).trim_end().replace(PROMPT, "$");
+    let screen = terminal.coloured_screen();
+    let text = screen.trim_end().trim_end_matches(Terminal::PROMPT).trim_end().replace(Terminal::PROMPT, "$");
     Ok(anstyle_svg::Term::new().render_svg(&text))
 }
-
-/// What the shell on the terminal says when it waits.
-const PROMPT: &str = "ready$";
 
 /// Room for all that is said when a process is mended.
 const HIGH_TERMINAL: (u16, u16) = (96, 40);
@@ -114,8 +112,7 @@ struct Till(String);
 
 impl Drop for Till {
     fn drop(&mut self) {
-        // An error means that it has ended.
-        let _ = Command::new("kill").arg(&self.0).status();
+        run::signal("TERM", &self.0);
     }
 }
 
